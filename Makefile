@@ -1,0 +1,37 @@
+# Two commands need nothing but Python, make and the package registries: `make demo`, `make test`.
+# PYTHON=python3.12 chooses the interpreter, ARGS="..." goes to the demo, pytest or the benchmark.
+
+PY := .venv/bin/python
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+
+demo: ## watch a cluster of workers share work by key, and prove it
+	@PYTHON="$(PYTHON)" .ci/setup demo
+	@$(PY) -m jobsync_celery demo $(ARGS)
+
+# Tests marked `alone` measure times and run before the others, which run two at a time. pytest ends
+# with 5 when it has nothing to run.
+test: ## run all tests
+	@PYTHON="$(PYTHON)" .ci/setup dev rabbitmq
+	@$(PY) -m pytest -q -m alone $(ARGS) || [ $$? -eq 5 ]
+	@$(PY) -m pytest -q -m "not alone" -n 2 --dist loadgroup $(ARGS)
+
+check: ## lint, format, types and layers
+	@PYTHON="$(PYTHON)" .ci/setup dev
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports
+
+bench: ## measure coordinated against plain Celery
+	@PYTHON="$(PYTHON)" .ci/setup dev rabbitmq
+	@$(PY) benchmarks/throughput.py $(ARGS)
+
+clean: ## remove the virtual environment and all caches
+	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

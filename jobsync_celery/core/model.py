@@ -1,0 +1,70 @@
+"""The values that store, core and runtime exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+NodeState = Literal["live", "draining", "left", "dead", "admin"]
+ClaimState = Literal["running", "done", "failed", "retried", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A registered node as the database shows it.
+
+    `weight` is its share of partitions relative to the others; `renewals` counts its heartbeats; `age`
+    is seconds since the last one by the database clock; `timeout` is the length of its lease in seconds
+    where the database tells it, None where it is the same as the reader's.
+    """
+
+    name: str
+    incarnation: int
+    state: NodeState = "live"
+    weight: float = 1.0
+    renewals: int = 0
+    age: float = 0.0
+    timeout: float | None = None
+
+    @property
+    def draining(self) -> bool:
+        """True if the node takes no new work and hands over what it has."""
+        return self.state == "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One row of the partition table: who should have the partition, who has it, who had it before."""
+
+    number: int
+    target: str | None = None
+    owner: str | None = None
+    owner_incarnation: int | None = None
+    last_owner: str | None = None
+    pool: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A change of one partition's target; None stands for nobody."""
+
+    partition: int
+    source: str | None
+    destination: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The target of every partition, and the changes of target that lead there, by partition number."""
+
+    targets: Mapping[int, str | None]
+    moves: tuple[Move, ...]
+
+
+class Run(NamedTuple):
+    """The identity of one execution of a task: redeliveries share it, retries and new publishes do not."""
+
+    task_id: str
+    origin: str
+    retries: int

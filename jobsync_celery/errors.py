@@ -1,0 +1,72 @@
+"""Every exception that jobsync_celery raises, under one root.
+
+They cross Celery's result backend (pickle, or class name and ``args`` as JSON): every class takes
+plain values only, keeps them in ``args``, and can be built again from them.
+"""
+
+from __future__ import annotations
+
+
+class JobsyncError(Exception):
+    """Root of the tree; catch it to catch everything that this package raises by itself."""
+
+
+class SettingsError(JobsyncError, ValueError):
+    """Raised at construction of a CoordinationConfig: unknown name, wrong value, impossible combination."""
+
+
+class KeyInvalid(JobsyncError, ValueError):
+    """Raised when a value cannot be a key: wrong type, empty, too long, or not storable as text."""
+
+
+class KeyMissing(JobsyncError, ValueError):
+    """Raised at publish when a task's key cannot be computed from its arguments.
+
+    `task` is the task's name, `key` what was declared as its key (argument name, position, or the
+    name of the callable), `reason` why it failed.
+    """
+
+    def __init__(self, task: str, key: str | int, reason: str = "it is missing") -> None:
+        super().__init__(task, key, reason)
+        self.task = task
+        self.key = key
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"task {self.task!r} has no usable key {self.key!r}: {self.reason}"
+
+
+class StoreError(JobsyncError):
+    """Raised when the database refuses a statement for a reason that a retry does not mend."""
+
+
+class StoreUnavailable(StoreError):
+    """Raised when the database cannot be reached or does not answer in time; trying again may help."""
+
+
+class SchemaOutdated(StoreError):
+    """Raised at start when tables and code are of different versions and cannot work together."""
+
+
+class ClusterMismatch(StoreError):
+    """Raised at start when the cluster was created with other total_tokens, partitions or hash_function."""
+
+
+class LeaseLost(JobsyncError):
+    """Raised when this node's right to run has ended: deadline passed, evicted, or registered anew."""
+
+
+class Fenced(LeaseLost):
+    """Raised by a claim's guard or check when the claim is no longer ours: somebody may have taken over."""
+
+
+class DrainTimeout(JobsyncError):
+    """Raised when a drain did not end within the time given; the node keeps draining."""
+
+
+class NodeNameTaken(JobsyncError):
+    """Raised at registration when a live process elsewhere already uses the node name."""
+
+
+class UnsupportedPool(JobsyncError):
+    """Raised at worker start when the Celery pool cannot be coordinated (gevent, eventlet)."""

@@ -1,0 +1,1 @@
+"""The Celery side: transports, gate, bootsteps and commands."""

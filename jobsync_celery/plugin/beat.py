@@ -1,0 +1,41 @@
+"""Two jobs for beat: a backstop for the leader, and maintenance. Everything works without them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from jobsync_celery.plugin.cluster import Cluster
+from jobsync_celery.runtime.leadership import rebalance
+from jobsync_celery.store.maintenance import Maintenance, Retention
+from jobsync_celery.store.schema import ensure_schema
+
+REBALANCE = "jobsync.rebalance"
+MAINTENANCE = "jobsync.maintenance"
+_MAINTENANCE_EVERY_SEC = 300.0
+
+
+def register(app: Celery, cluster: Cluster) -> None:
+    """Add the two tasks, and their entries to the beat schedule unless the user has entries of those names."""
+
+    @app.task(name=REBALANCE, ignore_result=True, expires=cluster.config.rebalance_check_interval_sec)
+    def rebalance_task() -> dict[str, Any]:
+        """Plan under the leader's rules; never evicts."""
+        with cluster.store.database.transaction("jobsync rebalance") as tx:
+            made, leader = rebalance(tx, cluster.store, cluster.tokens, "beat")
+        return {"moved": len(made.moves), "term": leader.term}
+
+    @app.task(name=MAINTENANCE, ignore_result=True, expires=_MAINTENANCE_EVERY_SEC)
+    def maintenance_task() -> dict[str, int]:
+        """Delete what is past its retention."""
+        ensure_schema(cluster.store.database, cluster.shape)
+        return Maintenance(cluster.store.database).run(Retention(claims=cluster.config.claim_retention))
+
+    def schedule(sender: Celery, **_: Any) -> None:
+        entries = dict(sender.conf.beat_schedule or {})
+        entries.setdefault(REBALANCE, {"task": REBALANCE, "schedule": cluster.config.rebalance_check_interval_sec})
+        entries.setdefault(MAINTENANCE, {"task": MAINTENANCE, "schedule": _MAINTENANCE_EVERY_SEC})
+        sender.conf.beat_schedule = entries
+
+    app.on_after_finalize.connect(schedule, weak=False)

@@ -1,0 +1,106 @@
+"""Celery's bootsteps: the node lives with the worker, its queues with each broker connection."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import bootsteps
+from celery.worker import state as worker_state
+
+from jobsync_celery.errors import UnsupportedPool
+from jobsync_celery.plugin.redis_channel import safe_transport
+from jobsync_celery.plugin.worker import WorkerNode
+
+logger = logging.getLogger(__name__)
+
+
+class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Makes the node before the pool forks: its children share the lease and hold the node's name with it."""
+
+    name = "jobsync.Node"
+    label = "jobsync node"
+    requires = ("celery.worker.components:Hub", "celery.worker.components:Pool")
+
+    def __init__(self, worker: Any, node_name: str | None = None, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        worker.jobsync = None
+        self._node_name = node_name
+        self.enabled = worker.app.jobsync.cluster is not None
+
+    def create(self, worker: Any) -> None:
+        """The hub and the pool are made, and no child is forked yet."""
+        _refuse_unsupported(worker)
+        cluster = worker.app.jobsync.cluster
+        name = self._node_name or cluster.config.node_name or worker.hostname
+        participates = _participates(worker.app.amqp.queues, cluster.config.queue_prefix)
+        worker.jobsync = worker.app.jobsync.node = WorkerNode(worker, cluster, name, participates=participates)
+
+
+class QueuesStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Stands between the consumer and the pool, and follows the broker connection."""
+
+    name = "jobsync.Queues"
+    label = "jobsync queues"
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        super().__init__(consumer, **kwargs)
+        self._node: WorkerNode | None = consumer.controller.jobsync
+        if self._node is None:
+            return
+        # Strategies keep this handler when the Tasks step starts, so it has to be ours before that.
+        consumer.on_task_request = self._node.gate.on_request
+
+        def connection_for_read(heartbeat: Any = None) -> Any:
+            connection = consumer.app.connection_for_read(heartbeat=_heartbeat(consumer, heartbeat))
+            connection.transport_cls = safe_transport(connection.get_transport_cls())
+            return consumer.ensure_connected(connection)
+
+        consumer.connection_for_read = connection_for_read
+
+    def start(self, consumer: Any) -> None:
+        if self._node is not None:
+            self._node.connected(consumer)
+
+    def stop(self, consumer: Any) -> None:
+        if self._node is None:
+            return
+        if _stopping(consumer):
+            self._node.drain(consumer)
+        else:
+            self._node.disconnected()
+
+    def terminate(self, consumer: Any) -> None:
+        if self._node is not None:
+            self._node.stopping = True
+
+
+def _stopping(consumer: Any) -> bool:
+    return bool(
+        consumer.controller.blueprint.state != bootsteps.RUN or worker_state.should_stop or worker_state.should_terminate
+    )
+
+
+def _heartbeat(consumer: Any, heartbeat: float | None) -> float | None:
+    """RabbitMQ gives a hung worker's messages to others after its heartbeat: keep that within the lease."""
+    lease = consumer.app.jobsync.cluster.config.heartbeat_timeout_sec
+    return None if heartbeat is None else min(heartbeat, lease) if heartbeat else lease
+
+
+def _participates(queues: Any, prefix: str) -> bool:
+    """Whether the worker takes part: without ``-Q``, or with ``jobsync`` among its ``-Q`` queues."""
+    word = prefix.rstrip("-_.:")
+    if queues._consume_from is None:
+        return True
+    return queues._consume_from.pop(word, None) is not None
+
+
+def _refuse_unsupported(worker: Any) -> None:
+    pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
+    if pool.rpartition(".")[2] in ("gevent", "eventlet"):
+        raise UnsupportedPool("jobsync supports the pools prefork, threads and solo: start the worker with one of them")
+    if worker.pool_start_method == "spawn":
+        raise UnsupportedPool("jobsync needs worker_pool_start_method='fork': children share the lease in memory")
+    if worker.hub is None:
+        raise UnsupportedPool("jobsync needs Celery's event loop: use Redis or RabbitMQ as the broker")

@@ -1,0 +1,126 @@
+"""Where a node's decisions meet the broker: partitions begin and end to be consumed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from jobsync_celery.plugin.consumption import Consumption
+from jobsync_celery.plugin.courier import MOST_HOPS, Courier
+from jobsync_celery.plugin.delivery import Delivery
+from jobsync_celery.plugin.gate import Gate
+from jobsync_celery.plugin.inbox import Inbox
+from jobsync_celery.plugin.router import HOPS, PartitionQueues
+from jobsync_celery.plugin.scheduled import withdraw_scheduled
+
+logger = logging.getLogger(__name__)
+
+
+class Border:
+    """The worker's side of :class:`jobsync_celery.runtime.ownership.Surface`.
+
+    Its public methods return at once and may be called from any thread; what they ask for happens on the event loop.
+
+    Arguments:
+        stopped: called with partitions that are consumed no more, everything unstarted of them given back.
+    """
+
+    def __init__(self, inbox: Inbox, gate: Gate, consumption: Consumption, courier: Courier, queues: PartitionQueues):
+        self._inbox = inbox
+        self._gate = gate
+        self._consumption = consumption
+        self._courier = courier
+        self._queues = queues
+        self._starting: set[int] = set()
+        self._stopping: set[int] = set()
+        self.consumer: Any = None
+        self.stopped: Callable[[frozenset[int]], None] = lambda _: None
+
+    def start(self, partitions: frozenset[int]) -> None:
+        """Get back what a dead owner had fetched of these partitions, and consume them."""
+        self._inbox.post(self._start, partitions)
+
+    def stop(self, partitions: frozenset[int]) -> None:
+        """Stop consuming these partitions, give back what has not started, then report it as stopped."""
+        self._inbox.post(self._stop, partitions)
+
+    def recover(self) -> None:
+        """A node died: get back what it had fetched of the partitions consumed here."""
+        self._inbox.post(self._recover)
+
+    def recheck(self) -> None:
+        """A claim ended elsewhere: keys that were held back for it may go on."""
+        self._inbox.post(self._gate.recheck)
+
+    # -- on the event loop --------------------------------------------------------------------------------------
+
+    def unwelcome(self, partition: int) -> None:
+        """The database says that the partition is not ours: the node will learn why; until then, hands off."""
+        if partition in self._gate.accepting:
+            self._halt(frozenset({partition}))
+
+    def misplaced(self, delivery: Delivery) -> None:
+        """A message lies in a queue that is not its key's: publish it there, then acknowledge it here."""
+        message = delivery.request.message
+        if int(message.headers.get(HOPS) or 0) >= MOST_HOPS:
+            logger.error(
+                "jobsync: task %s was forwarded %d times and is held: do all nodes and producers agree on partitions,"
+                " total_tokens and hash_function?",
+                delivery.run.task_id,
+                MOST_HOPS,
+            )
+            return
+        target = self._queues.queues[delivery.partition]
+        self._courier.forward(message, target, lambda: self._inbox.post(self._forwarded, delivery))
+
+    def look(self) -> None:
+        """Something was given back: partitions that only waited for that have stopped."""
+        done = frozenset(number for number in self._stopping if not self._gate.pending(number))
+        if done:
+            self._stopping -= done
+            self.stopped(done)
+
+    def _forwarded(self, delivery: Delivery) -> None:
+        if delivery.connection == self._gate.connection:
+            self._gate.broker.acknowledge(delivery.request.message)
+        self._gate.forget(delivery)
+
+    def _start(self, partitions: frozenset[int]) -> None:
+        self._stopping -= partitions
+        self._starting |= partitions
+        self._errand(partitions, lambda: self._inbox.post(self._recovered, partitions))
+
+    def _recovered(self, partitions: frozenset[int]) -> None:
+        for number in sorted(partitions & self._starting):
+            self._starting.discard(number)
+            self._gate.accepting.add(number)
+            self._consumption.add(number)
+
+    def _recover(self) -> None:
+        if self._gate.accepting:
+            self._errand(frozenset(self._gate.accepting), lambda: None)
+
+    def _errand(self, partitions: frozenset[int], then: Callable[[], None]) -> None:
+        """Only Redis keeps what a dead worker had fetched; RabbitMQ returns it by itself."""
+        if self.consumer.connection and self.consumer.connection.transport.driver_type == "redis":
+            names = [self._queues.name(number) for number in partitions]
+            self._courier.recover(names, self._gate.broker.in_hand(), then)
+        else:
+            then()
+
+    def _stop(self, partitions: frozenset[int]) -> None:
+        self._halt(partitions)
+        self._stopping |= partitions
+        self.look()
+
+    def _halt(self, partitions: frozenset[int]) -> None:
+        self._starting -= partitions
+        self._gate.accepting -= partitions
+        # First cancel, then give back: what is returned to a queue that is still consumed comes again at once.
+        for number in sorted(partitions):
+            self._consumption.cancel(number)
+        if self.consumer is not None:
+            names = {self._queues.name(number) for number in partitions}
+            self._gate.broker.give_back(withdraw_scheduled(self.consumer, names))
+            self._gate.give_back(set(partitions))

@@ -1,0 +1,88 @@
+"""What brokers do differently: giving messages back in order, and two copies of one message."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from jobsync_celery.plugin.redis_channel import give_back
+
+logger = logging.getLogger(__name__)
+
+
+class Broker(Protocol):
+    """Settling messages of the consuming connection; in the event loop's thread."""
+
+    def acknowledge(self, message: Any) -> None:
+        """Tell the broker to forget the message."""
+
+    def give_back(self, messages: Sequence[Any]) -> None:
+        """Return messages, named in the order of arrival, so that they are fetched again in that order."""
+
+    def drop(self, messages: Sequence[Any]) -> None:
+        """Let go of messages whose run another node took over: never acknowledge them."""
+
+    def return_copies(self, first: Any, copies: Sequence[Any]) -> None:
+        """``first`` was returned to be run again: see to the other copies of it."""
+
+    def in_hand(self) -> set[str]:
+        """The delivery tags that this process holds, if tags outlive a connection."""
+
+
+class AmqpBroker:
+    """RabbitMQ: each copy has its own delivery tag, and a rejected message keeps its place in a classic queue."""
+
+    def __init__(self, errors: tuple[type[BaseException], ...]) -> None:
+        self._errors = errors
+
+    def acknowledge(self, message: Any) -> None:
+        message.ack_log_error(logger, self._errors)
+
+    def give_back(self, messages: Sequence[Any]) -> None:
+        for message in reversed(messages):
+            if not message.acknowledged:
+                message.reject_log_error(logger, self._errors, requeue=True)
+
+    def drop(self, messages: Sequence[Any]) -> None:
+        self.give_back(messages)
+
+    def return_copies(self, first: Any, copies: Sequence[Any]) -> None:
+        self.give_back(copies)
+
+    def in_hand(self) -> set[str]:
+        return set()
+
+
+class RedisBroker:
+    """Redis: a redelivered copy has the delivery tag of the first, so settling one settles both."""
+
+    def __init__(self, channel: Any, errors: tuple[type[BaseException], ...]) -> None:
+        self._channel = channel
+        self._errors = errors
+
+    def acknowledge(self, message: Any) -> None:
+        message.ack_log_error(logger, self._errors)
+
+    def give_back(self, messages: Sequence[Any]) -> None:
+        tags = list(dict.fromkeys(message.delivery_tag for message in messages))
+        if tags:
+            give_back(self._channel, tags)
+
+    def drop(self, messages: Sequence[Any]) -> None:
+        # The tag may protect the other node's copy: only this process's own reference goes.
+        for message in messages:
+            self._channel.qos._delivered.pop(message.delivery_tag, None)
+
+    def return_copies(self, first: Any, copies: Sequence[Any]) -> None:
+        self.give_back([copy for copy in copies if copy.delivery_tag != first.delivery_tag])
+
+    def in_hand(self) -> set[str]:
+        return set(self._channel.qos._delivered)
+
+
+def broker_for(consumer: Any) -> Broker:
+    """The broker behind a worker's consumer."""
+    if consumer.connection.transport.driver_type == "redis":
+        return RedisBroker(consumer.task_consumer.channel, consumer.connection_errors)
+    return AmqpBroker(consumer.connection_errors)

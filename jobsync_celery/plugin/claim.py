@@ -1,0 +1,119 @@
+"""The claim under which a task body runs, as the body sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from jobsync_celery.core.model import Run
+from jobsync_celery.errors import LeaseLost
+from jobsync_celery.runtime.lease import Lease, Pass
+from jobsync_celery.store.guard import Guard
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a job carries into the pool: the claim, and the pass it may start under. Plain values only."""
+
+    key: str
+    token: int
+    partition: int
+    node: str
+    fence: int
+    attempt: int
+    run: tuple[str, str, int]
+    given: tuple[int, int]
+
+    def packed(self) -> tuple[Any, ...]:
+        """As plain values, to travel inside a request."""
+        return tuple(vars(self).values())
+
+
+class Claim:
+    """The right to run one task of one key, with a fencing number that grows from claim to claim of the key."""
+
+    def __init__(self, ticket: Ticket, lease: Lease, guard: Guard) -> None:
+        self.key = ticket.key
+        self.token = ticket.token
+        self.partition = ticket.partition
+        self.node = ticket.node
+        self.fence = ticket.fence
+        self.attempt = ticket.attempt
+        self._run = Run(*ticket.run)
+        self._pass = Pass(*ticket.given)
+        self._lease = lease
+        self._guard = guard
+
+    def __repr__(self) -> str:
+        return f"<Claim key={self.key!r} fence={self.fence} attempt={self.attempt} node={self.node!r}>"
+
+    @property
+    def held(self) -> bool:
+        """Whether the node still trusts its lease; asks no server."""
+        return self._lease.incarnation == self._pass.incarnation and self._lease.trusted
+
+    def check(self) -> None:
+        """Raise :class:`LeaseLost` if the node no longer trusts its lease; asks no server."""
+        if not self.held:
+            raise LeaseLost(f"the lease under which key {self.key!r} runs has ended: another node may run it")
+
+    def guard(self, session: Any) -> None:
+        """Let the transaction of ``session`` commit only while this claim is ours.
+
+        The claim's row stays locked until the transaction ends, so call it just before the commit.
+
+        Arguments:
+            session: a SQLAlchemy Session or Connection to the coordination database.
+
+        Raises:
+            Fenced: the claim was lost to an eviction; let the exception roll the transaction back.
+            StoreError: the session is connected to another database.
+        """
+        self._guard.hold(session, self._run, self.fence)
+
+    def complete(self, session: Any) -> None:
+        """Like :meth:`guard`, and record the run as done in the same transaction: effects that happen once.
+
+        After that commit the run is never run again, even if its worker dies before it acknowledges.
+        """
+        self._guard.complete(session, self._run, self.fence)
+
+
+class NullClaim:
+    """The claim of a body that runs without coordination: eager, called directly, or switched off."""
+
+    key: str | None = None
+    token: int | None = None
+    partition: int | None = None
+    node: str | None = None
+    fence = 0
+    attempt = 1
+    held = True
+
+    def check(self) -> None:
+        """Nothing to check."""
+
+    def guard(self, session: Any) -> None:
+        """Nothing to guard."""
+
+    def complete(self, session: Any) -> None:
+        """Nothing to record."""
+
+
+_current: ContextVar[Claim | NullClaim] = ContextVar("jobsync_claim", default=NullClaim())  # noqa: B039 - immutable
+
+
+def current_claim() -> Claim | NullClaim:
+    """The claim of the task that runs here; a :class:`NullClaim` outside of coordination."""
+    return _current.get()
+
+
+def running_under(claim: Claim, body: Callable[[], Any]) -> Any:
+    """Call ``body`` with ``claim`` as the current one."""
+    token = _current.set(claim)
+    try:
+        return body()
+    finally:
+        _current.reset(token)

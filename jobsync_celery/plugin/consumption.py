@@ -1,0 +1,79 @@
+"""Which queues this worker consumes: its ordinary ones, and the partitions that it owns. Never another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from jobsync_celery.plugin.router import PartitionQueues
+
+
+class Consumption:
+    """The worker's selection of queues; belongs to the event loop's thread.
+
+    The selection outlives a broker connection: after a reconnect Celery consumes what is selected.
+    """
+
+    def __init__(self, app: Celery, queues: PartitionQueues) -> None:
+        self._queues = queues
+        self._known = app.amqp.queues
+        self._consumer: Any = None
+        self._wanted: set[int] = set()
+        self._paused: set[int] = set()
+        for queue in queues.queues:
+            self._known.add(queue)
+        if self._known._consume_from is None:
+            # With no selection a queue that a publish creates may join the set to consume from.
+            self._known._consume_from = dict(self._known.consume_from)
+
+    def attach(self, consumer: Any) -> None:
+        """A new connection: its consumer was made from the selection."""
+        self._consumer = consumer
+
+    def detach(self) -> None:
+        """The connection is gone."""
+        self._consumer = None
+
+    def add(self, partition: int) -> None:
+        """Consume a partition."""
+        self._wanted.add(partition)
+        if partition not in self._paused:
+            self._select(partition)
+
+    def cancel(self, partition: int) -> None:
+        """Consume a partition no more."""
+        self._wanted.discard(partition)
+        self._paused.discard(partition)
+        self._deselect(partition)
+
+    def pause(self, partition: int) -> None:
+        """Fetch nothing more from a partition for now."""
+        if partition in self._wanted and partition not in self._paused:
+            self._paused.add(partition)
+            self._deselect(partition)
+
+    def resume(self, partition: int) -> None:
+        """Fetch from a paused partition again."""
+        if partition in self._paused:
+            self._paused.discard(partition)
+            self._select(partition)
+
+    @property
+    def paused(self) -> frozenset[int]:
+        """The partitions that are paused."""
+        return frozenset(self._paused)
+
+    def _select(self, partition: int) -> None:
+        name = self._queues.name(partition)
+        if self._consumer is None:
+            self._known.select_add(self._known[name])
+        else:
+            self._consumer.add_task_queue(name)
+
+    def _deselect(self, partition: int) -> None:
+        name = self._queues.name(partition)
+        if self._consumer is None:
+            self._known.deselect([name])
+        elif name in self._known.consume_from:
+            self._consumer.cancel_task_queue(name)

@@ -1,0 +1,182 @@
+"""``@coordinated``: which tasks belong to whom by key, and how the key is read from their arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from celery import Celery, Task
+from celery.local import Proxy
+
+from jobsync_celery.core.tokens import key_text
+from jobsync_celery.errors import JobsyncError, KeyMissing, SettingsError
+
+KeySpec = str | int | Callable[..., Any]
+Decorated = TypeVar("Decorated")
+
+_MARK = "__jobsync__"
+
+#: Tasks that were decorated after Celery had wrapped them in a proxy that is not evaluated yet.
+_proxies: list[tuple[Any, KeySpec]] = []
+
+
+def coordinated(key: KeySpec) -> Callable[[Decorated], Decorated]:
+    """Coordinate a task: of the runs with the same key, one runs at a time, all of them on the key's owner.
+
+    Works above or below ``@app.task`` and ``@shared_task``, with ``bind=True``, and on class-based tasks.
+
+    Arguments:
+        key: the name of an argument, its position (``self`` not counted), or a callable that gets the task's
+            arguments and returns the key. Keys are strings, integers or UUIDs of at most 255 characters.
+
+    Raises:
+        SettingsError: ``key`` is none of these.
+    """
+    if isinstance(key, bool) or not (isinstance(key, (str, int)) or callable(key)) or key == "":
+        raise SettingsError(f"coordinated(key={key!r}): give an argument's name, its position, or a callable")
+
+    def mark(task: Decorated) -> Decorated:
+        # A proxy is not evaluated here: that would finalize the app while its modules are being imported.
+        if type(task) is not type and isinstance(task, Proxy):
+            _proxies.append((task, key))
+        else:
+            setattr(task, _MARK, key)
+        return task
+
+    return mark
+
+
+@dataclass(frozen=True)
+class Coordination:
+    """How one task is coordinated."""
+
+    task_name: str
+    spec: str | int
+    read_key: Callable[[Sequence[Any], Mapping[str, Any]], Any]
+
+    def key(self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None) -> str:
+        """The key of a call, as text; raises :class:`KeyMissing`, naming the task, if there is none."""
+        try:
+            value = self.read_key(args or (), kwargs or {})
+        except JobsyncError:
+            raise
+        except Exception as error:
+            raise KeyMissing(self.task_name, self.spec, f"computing it failed: {error!r}") from error
+        try:
+            return key_text(value)
+        except (JobsyncError, ValueError, TypeError) as error:
+            raise KeyMissing(self.task_name, self.spec, str(error)) from error
+
+
+class Registry:
+    """The coordinated tasks of an app: declared in code, or by name in the settings.
+
+    Arguments:
+        named: task name -> key, for producers that do not have the task's code.
+    """
+
+    def __init__(self, app: Celery, named: Mapping[str, str | int]) -> None:
+        self._app = app
+        self._named = dict(named)
+        self._known: dict[str, Coordination | None] = {}
+
+    def get(self, name: str) -> Coordination | None:
+        """How the task is coordinated; None if it is an ordinary one."""
+        try:
+            return self._known[name]
+        except KeyError:
+            return self._look_up(name)
+
+    def all(self) -> dict[str, Coordination]:
+        """Every coordinated task that the app knows, by name."""
+        known = {name: self.get(name) for name in (*self._app.tasks, *self._named)}
+        return {name: coordination for name, coordination in known.items() if coordination is not None}
+
+    def _look_up(self, name: str) -> Coordination | None:
+        task = self._app.tasks.get(name)
+        if task is None:
+            # Not remembered as ordinary: the module that has the task may be imported later.
+            spec: KeySpec | None = self._named.get(name)
+        else:
+            spec = _declared(task, self._app)
+            spec = self._named.get(name) if spec is None else spec
+        coordination = None if spec is None else Coordination(name, _label(spec), _reader(name, spec, task))
+        if coordination is not None or task is not None:
+            self._known[name] = coordination
+        return coordination
+
+
+def _declared(task: Task, app: Celery) -> KeySpec | None:
+    for proxy, spec in _proxies:
+        resolved = proxy._get_current_object()
+        if resolved is task or (resolved.name == task.name and _function(resolved) is _function(task)):
+            return spec
+    for holder in (task, task.run, _function(task)):
+        spec = getattr(holder, _MARK, None)
+        if spec is not None:
+            return spec
+    return None
+
+
+def _function(task: Task) -> Any:
+    run = getattr(task, "_orig_run", task.run)  # autoretry_for replaces run
+    return getattr(run, "__func__", run)
+
+
+def _label(spec: KeySpec) -> str | int:
+    return getattr(spec, "__name__", repr(spec)) if callable(spec) else spec
+
+
+def _reader(name: str, spec: KeySpec, task: Task | None) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
+    if callable(spec):
+        function = spec
+        return lambda args, kwargs: function(*args, **kwargs)
+    if isinstance(spec, int):
+        return _by_position(name, spec)
+    return _by_name(name, spec, None if task is None else inspect.signature(task.run))
+
+
+def _by_position(name: str, index: int) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
+    def read(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        try:
+            return args[index]
+        except IndexError:
+            reason = f"it is positional argument {index}, but only {len(args)} were given"
+            raise KeyMissing(name, index, reason) from None
+
+    return read
+
+
+def _by_name(
+    name: str, argument: str, signature: inspect.Signature | None
+) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
+    index, default = _place(name, argument, signature)
+
+    def read(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if argument in kwargs:
+            return kwargs[argument]
+        if index is not None and index < len(args):
+            return args[index]
+        if default is not inspect.Parameter.empty:
+            return default
+        raise KeyMissing(name, argument, f"it is the argument {argument!r}, which was not given")
+
+    return read
+
+
+def _place(name: str, argument: str, signature: inspect.Signature | None) -> tuple[int | None, Any]:
+    """Where a named argument stands, and its default."""
+    if signature is None:
+        return None, inspect.Parameter.empty
+    parameter = signature.parameters.get(argument)
+    if parameter is None:
+        if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in signature.parameters.values()):
+            return None, inspect.Parameter.empty
+        raise SettingsError(
+            f"task {name}: its key is the argument {argument!r}, but it takes ({', '.join(signature.parameters)})"
+        )
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+        return None, parameter.default
+    return list(signature.parameters).index(argument), parameter.default

@@ -1,0 +1,124 @@
+"""Broker errands that must not hold up the event loop, on a thread and a connection of their own.
+
+Two of them: publishing a message again that lies in the wrong queue, and on Redis getting back what a dead worker
+had fetched.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any
+
+from celery import Celery
+from kombu import Queue
+
+from jobsync_celery.core.model import Run
+from jobsync_celery.plugin.redis_channel import restore_unacked
+from jobsync_celery.plugin.router import HOPS
+from jobsync_celery.plugin.stranded import unacked_runs
+
+logger = logging.getLogger(__name__)
+
+#: After so many hops a message is held and reported instead of going round for ever.
+MOST_HOPS = 8
+_KEPT_PROPERTIES = ("correlation_id", "reply_to", "priority", "expiration", "message_id", "timestamp")
+_RETRY_SEC = 1.0
+
+
+class Courier:
+    """Errands, one after the other.
+
+    Arguments:
+        running: of the given runs, those that are running at a live node; may ask the database.
+    """
+
+    def __init__(self, app: Celery, running: Callable[[Sequence[Run]], Collection[Run]]) -> None:
+        self._app = app
+        self._running = running
+        self._errands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._connection: Any = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="jobsync-courier", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; only after the pool has forked."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Finish the errand at hand and end the thread; at most ``timeout`` seconds."""
+        self._stopping.set()
+        self._errands.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def forward(self, message: Any, target: Queue, then: Callable[[], None]) -> None:
+        """Publish a message again, with the same run identity; ``then`` is called once the broker has it."""
+        self._errands.put(partial(self._forward, message, target, then))
+
+    def recover(self, queues: Collection[str], in_hand: Collection[str], then: Callable[[], None]) -> None:
+        """Get back what dead workers had fetched of these queues, then call ``then``.
+
+        Arguments:
+            in_hand: delivery tags that this worker itself holds.
+        """
+        self._errands.put(partial(self._recover, frozenset(queues), frozenset(in_hand), then))
+
+    def _run(self) -> None:
+        while (errand := self._errands.get()) is not None:
+            while not self._stopping.is_set():
+                try:
+                    errand()
+                    break
+                except Exception as error:  # broker or database away: an errand is never given up
+                    logger.warning("jobsync: a broker errand failed and is tried again: %r", error)
+                    self._disconnect()
+                    self._stopping.wait(_RETRY_SEC)
+        self._disconnect()
+
+    def _forward(self, message: Any, target: Queue, then: Callable[[], None]) -> None:
+        headers = {**message.headers, HOPS: int(message.headers.get(HOPS) or 0) + 1}
+        properties = {
+            name: message.properties[name] for name in _KEPT_PROPERTIES if message.properties.get(name) is not None
+        }
+        with self._app.amqp.Producer(self._connected(), auto_declare=False) as producer:
+            producer.publish(
+                message.body,
+                exchange="",
+                routing_key=target.name,
+                headers=headers,
+                content_type=message.content_type,
+                content_encoding=message.content_encoding,
+                declare=[target],
+                **properties,
+            )
+        then()
+
+    def _recover(self, queues: frozenset[str], in_hand: frozenset[str], then: Callable[[], None]) -> None:
+        channel = self._connected().default_channel
+        runs = {tag: run for tag, run in unacked_runs(channel, queues).items() if tag not in in_hand}
+        if runs:
+            alive = self._running(list(runs.values()))
+            keep = {tag for tag, run in runs.items() if run in alive} | in_hand
+            restored = restore_unacked(channel, queues, keep)
+            if restored:
+                logger.warning("jobsync: %d messages that a dead worker had fetched are back in their queues", restored)
+        then()
+
+    def _connected(self) -> Any:
+        if self._connection is None:
+            options = {**self._app.conf.broker_transport_options, "confirm_publish": True}
+            self._connection = self._app.connection_for_write(transport_options=options)
+            self._connection.ensure_connection(max_retries=1)
+        return self._connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.release()
+            except Exception:  # it is of no more use either way
+                logger.debug("jobsync: closing the courier's connection failed", exc_info=True)

@@ -1,0 +1,154 @@
+"""One coordinated message in a worker's hands, and the two facts that end it.
+
+A run has ended only when it is *settled* (Celery called acknowledge or reject) **and** *out of the pool*: Celery
+acknowledges a revoked or timed-out task while its body may still run. The real acknowledgement is kept back until
+the end is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from billiard.einfo import ExceptionWithTraceback
+from celery.exceptions import Ignore, Retry, TimeLimitExceeded
+
+from jobsync_celery.core.model import Run
+from jobsync_celery.plugin.router import ORIGIN
+from jobsync_celery.store.claims import Granted
+
+
+class Stage(Enum):
+    """How far a delivery has come."""
+
+    WAITING = "behind another run of its key"
+    CLAIMING = "its claim is being asked for"
+    PARKED = "its key runs elsewhere, or the database does not answer"
+    READY = "granted; waiting for a free pool slot"
+    STARTED = "handed to the pool"
+    ENDING = "its end is being recorded"
+    GONE = "no longer ours to settle"
+
+
+#: Not handed to the pool yet, so it can be given back.
+UNSTARTED = frozenset({Stage.WAITING, Stage.CLAIMING, Stage.PARKED, Stage.READY})
+
+
+class Delivery:
+    """A request from its arrival at the gate to its settlement; belongs to the event loop's thread."""
+
+    __slots__ = (
+        "_changed",
+        "connection",
+        "counted",
+        "duplicates",
+        "finished",
+        "granted",
+        "incarnation",
+        "key",
+        "outcome",
+        "partition",
+        "request",
+        "returning",
+        "run",
+        "settlement",
+        "stage",
+        "token",
+    )
+
+    def __init__(self, request: Any, key: str, token: int, partition: int, connection: int) -> None:
+        headers = request.request_dict
+        self.request = request
+        self.run = Run(request.id, headers.get(ORIGIN) or "", headers.get("retries") or 0)
+        self.key = key
+        self.token = token
+        self.partition = partition
+        #: The broker connection it came on: on another one it cannot be settled any more.
+        self.connection = connection
+        self.stage = Stage.WAITING
+        self.incarnation = 0
+        self.granted: Granted | None = None
+        #: To be given back as soon as the answer to its claim is here.
+        self.returning = False
+        self.outcome: str | None = None
+        self.settlement: Callable[[], None] | None = None
+        self.finished = False
+        #: Further copies of the same run, settled after it.
+        self.duplicates: list[Delivery] = []
+        #: Whether it raised the prefetch count by one, to be given back once.
+        self.counted = False
+        self._changed: Callable[[Delivery], None] = lambda _: None
+
+    def __repr__(self) -> str:
+        return f"<Delivery {self.run} key={self.key!r} {self.stage.name}>"
+
+    def arm(self, changed: Callable[[Delivery], None], after_death: Callable[[Delivery], None]) -> None:
+        """Keep Celery's settlement back, and learn when the pool is done with the request.
+
+        Arguments:
+            changed: called, in whatever thread Celery uses, when one of the two facts has become true.
+            after_death: called instead when the pool announces the end before it kills the child; it has to call
+                :meth:`leave` once the child is gone.
+        """
+        request = self.request
+        acknowledge, reject = request._on_ack, request._on_reject
+        succeeded, failed = request.on_success, request.on_failure
+
+        def on_ack(logger: Any, errors: Any) -> None:
+            self._settle(partial(acknowledge, logger, errors), self.outcome or "failed")
+            changed(self)
+
+        def on_reject(logger: Any, errors: Any, requeue: bool) -> None:
+            # Requeued means: to be run again, whatever exception led here.
+            self._settle(partial(reject, logger, errors, requeue), "lost" if requeue else "failed")
+            changed(self)
+
+        def on_success(result: Any, **kwargs: Any) -> None:
+            self.outcome = None if result[0] else "done"
+            try:
+                succeeded(result, **kwargs)
+            finally:  # Celery raises MemoryError and SystemExit results out of these callbacks
+                self.leave(changed)
+
+        def on_failure(info: Any, *args: Any, **kwargs: Any) -> None:
+            error = _cause(info)
+            self.outcome = _outcome(error)
+            try:
+                failed(info, *args, **kwargs)
+            finally:
+                self.leave(after_death if isinstance(error, TimeLimitExceeded) else changed)
+
+        request._on_ack, request._on_reject = on_ack, on_reject
+        request.on_success, request.on_failure = on_success, on_failure
+        self._changed = changed
+
+    def leave(self, then: Callable[[Delivery], None] | None = None) -> None:
+        """The request is out of the pool, unless ``then`` is to find that out; later calls change nothing."""
+        if self.finished:
+            return
+        if then is None or then is self._changed:
+            self.finished = True
+        (then or self._changed)(self)
+
+    def withdraw(self, settlement: Callable[[], None], outcome: str) -> None:
+        """Settle a request that never reached the pool."""
+        self._settle(settlement, outcome)
+        self.finished = True
+
+    def _settle(self, settlement: Callable[[], None], outcome: str) -> None:
+        if self.settlement is None:
+            self.settlement, self.outcome = settlement, outcome
+
+
+def _cause(info: Any) -> BaseException | None:
+    error = getattr(info, "exception", None)
+    return error.exc if isinstance(error, ExceptionWithTraceback) else error
+
+
+def _outcome(error: BaseException | None) -> str:
+    if isinstance(error, Retry):
+        return "retried"
+    # Ignore is also how replace() ends: the replacement is published, this run is over.
+    return "done" if isinstance(error, Ignore) else "failed"

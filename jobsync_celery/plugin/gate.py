@@ -1,0 +1,344 @@
+"""The gate: between Celery's consumer and its pool.
+
+It lets a coordinated request through only when the node trusts its lease, accepts the partition, runs no other
+task of the key, and holds a committed claim; and it acknowledges a message only when its end is recorded.
+Everything here runs in the event loop's thread; no database or broker is waited for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from celery.exceptions import TaskRevokedError
+from celery.worker import state as worker_state
+
+from jobsync_celery.errors import KeyMissing
+from jobsync_celery.plugin.brokers import Broker
+from jobsync_celery.plugin.claim import Ticket
+from jobsync_celery.plugin.coordinated import Coordination, Registry
+from jobsync_celery.plugin.delivery import UNSTARTED, Delivery, Stage
+from jobsync_celery.plugin.lanes import Held, Lanes
+from jobsync_celery.plugin.router import PartitionQueues
+from jobsync_celery.plugin.slots import Slots
+from jobsync_celery.plugin.start import attach
+from jobsync_celery.runtime.claimer import Answer, Recorded, Reply, Unavailable
+from jobsync_celery.runtime.lease import Lease
+from jobsync_celery.store.claims import Busy, Ending, Granted, Known, Wanted
+
+logger = logging.getLogger(__name__)
+
+
+class Scribe(Protocol):
+    """Where claims are asked for and ends recorded: :class:`jobsync_celery.runtime.claimer.Claimer`."""
+
+    def claim(self, incarnation: int, wanted: Wanted, reply: Reply) -> None: ...
+
+    def end(self, ending: Ending, reply: Reply) -> None: ...
+
+
+class Gate:
+    """The coordinated requests of one worker.
+
+    Arguments:
+        ordinary: Celery's own handler, for tasks that are not coordinated.
+        misplaced: called with a delivery that came on another queue than its partition's.
+        unwelcome: called with a partition whose claims the database refuses: it is not ours.
+        gone: called when deliveries have left unstarted, so that whoever waits for that may look.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        registry: Registry,
+        queues: PartitionQueues,
+        lease: Lease,
+        scribe: Scribe,
+        held: Held,
+        ordinary: Callable[[Any], None],
+        misplaced: Callable[[Delivery], None],
+        unwelcome: Callable[[int], None],
+        gone: Callable[[], None],
+    ) -> None:
+        self._node = node
+        self._registry = registry
+        self._queues = queues
+        self._lease = lease
+        self._scribe = scribe
+        self._held = held
+        self._ordinary = ordinary
+        self._misplaced = misplaced
+        self._unwelcome = unwelcome
+        self._gone = gone
+        self._ready: deque[Delivery] = deque()
+        #: Counts broker connections: a message can be settled on the one it came on only.
+        self.connection = 0
+        self.lanes = Lanes()
+        self.accepting: set[int] = set()
+        self.broker: Broker
+        self.pool: Any
+        self.slots: Slots
+        self.after_death: Callable[[Delivery], None]
+        self.changed: Callable[[Delivery], None]
+
+    # -- arrival ------------------------------------------------------------------------------------------------
+
+    def on_request(self, request: Any) -> None:
+        """Take a request from Celery; ordinary ones pass through."""
+        coordination = self._registry.get(request.task.name)
+        if coordination is None:
+            self._ordinary(request)
+            return
+        delivery = self._delivery(coordination, request)
+        if delivery is None:
+            return
+        if self._queues.number(request.delivery_info.get("routing_key")) != delivery.partition:
+            self._misplaced(delivery)
+        elif delivery.partition not in self.accepting:
+            self.broker.give_back([request.message])
+            self.forget(delivery)
+        else:
+            self._admit(delivery)
+
+    def _delivery(self, coordination: Coordination, request: Any) -> Delivery | None:
+        try:
+            key = coordination.key(request.args, request.kwargs)
+        except KeyMissing as error:
+            logger.error("jobsync: task %s[%s] has no key and is failed: %s", request.name, request.id, error)
+            request.task.backend.mark_as_failure(
+                request.id, error, request=request._context, store_result=request.store_errors
+            )
+            request.reject(requeue=False)
+            worker_state.task_ready(request)
+            return None
+        token = self._queues.tokens.token(key)
+        return Delivery(request, key, token, self._queues.tokens.partition(token), self.connection)
+
+    def _admit(self, delivery: Delivery) -> None:
+        first = self.lanes.same_run(delivery)
+        if first is not None:
+            first.duplicates.append(delivery)
+            self._held.add(delivery)
+        elif self.lanes.add(delivery):
+            self._claim(delivery)
+        else:
+            self._held.add(delivery)
+
+    # -- claims -------------------------------------------------------------------------------------------------
+
+    def _claim(self, delivery: Delivery) -> None:
+        self._held.discard(delivery)
+        delivery.stage = Stage.CLAIMING
+        delivery.incarnation = self._lease.incarnation
+        wanted = Wanted(delivery.run, delivery.request.task.name, delivery.key, delivery.token, delivery.partition)
+        self._scribe.claim(delivery.incarnation, wanted, partial(self._on_claim, delivery))
+
+    def _on_claim(self, delivery: Delivery, answer: Answer) -> None:
+        if isinstance(answer, Granted):
+            delivery.granted = answer
+        if delivery.stage is Stage.GONE:  # its connection was lost meanwhile
+            if delivery.granted:
+                self._record(delivery, "lost", lambda _: None)
+        elif delivery.returning and not isinstance(answer, Known):
+            self.withdraw(delivery)
+        elif isinstance(answer, Granted):
+            delivery.stage = Stage.READY
+            self._ready.append(delivery)
+            self.pump()
+        elif isinstance(answer, Known):
+            self._drop_known(delivery)
+        elif isinstance(answer, (Busy, Unavailable)):
+            delivery.stage = Stage.PARKED
+            self._held.add(delivery)
+        else:
+            delivery.stage = Stage.PARKED
+            self._unwelcome(delivery.partition)
+
+    def _drop_known(self, delivery: Delivery) -> None:
+        """The run ended before: acknowledge this copy, and forget it."""
+        logger.info("jobsync: task %s is known to have ended: this copy is dropped", delivery.run.task_id)
+        for copy in (delivery, *delivery.duplicates):
+            self.broker.acknowledge(copy.request.message)
+        self._advance(self.forget(delivery))
+
+    def recheck(self) -> None:
+        """Ask again for claims that could not be granted, and look for free slots."""
+        for delivery in self.lanes.stage(Stage.PARKED):
+            if delivery.partition in self.accepting:
+                self._claim(delivery)
+        self.pump()
+
+    def _advance(self, following: Delivery | None) -> None:
+        if following is not None and following.stage is Stage.WAITING:
+            self._claim(following)
+
+    # -- the pool -----------------------------------------------------------------------------------------------
+
+    @property
+    def backlog(self) -> int:
+        """How many granted requests wait for a pool slot. Any thread."""
+        return len(self._ready)
+
+    def pump(self) -> None:
+        """Ask for slots for what is ready."""
+        if self._ready:
+            self.slots.want(len(self._ready))
+
+    def start_next(self) -> bool:
+        """A slot is free: start a request in it; false if none may start."""
+        while self._ready:
+            if not self._lease.trusted:
+                return False
+            delivery = self._ready.popleft()
+            if delivery.stage is Stage.READY:
+                return self._start(delivery)
+        return False
+
+    def _start(self, delivery: Delivery) -> bool:
+        granted = delivery.granted
+        assert granted is not None
+        delivery.stage = Stage.STARTED
+        given = (delivery.incarnation, self._lease.current.epoch)
+        attach(
+            delivery.request,
+            Ticket(
+                key=delivery.key,
+                token=delivery.token,
+                partition=delivery.partition,
+                node=self._node,
+                fence=granted.fence,
+                attempt=granted.attempt,
+                run=tuple(delivery.run),
+                given=given,
+            ),
+        )
+        delivery.arm(self.changed, self.after_death)
+        try:
+            delivery.request.execute_using_pool(self.pool)
+        except TaskRevokedError:  # revoked or expired: Celery has settled it
+            delivery.leave()
+            self.slots.release()
+            return True
+        return True
+
+    # -- ends ---------------------------------------------------------------------------------------------------
+
+    def maybe_end(self, delivery: Delivery) -> None:
+        """One of the facts that end a run has become true: if both are, record the end."""
+        if delivery.stage is not Stage.STARTED or not delivery.finished:
+            return
+        if delivery.settlement is None:
+            # Celery left it to the broker, as after a cancel on connection loss: it is to be run again.
+            delivery.withdraw(partial(self.broker.give_back, [delivery.request.message]), "lost")
+        self.slots.finished()
+        delivery.stage = Stage.ENDING
+        assert delivery.outcome is not None
+        self._record(delivery, delivery.outcome, partial(self._on_end, delivery))
+        # Behind the end in the claimer's queue, so at the earliest in the same transaction.
+        self._advance(self.lanes.step_aside(delivery))
+        self.pump()
+
+    def _record(self, delivery: Delivery, outcome: str, reply: Reply) -> None:
+        assert delivery.granted is not None
+        self._scribe.end(Ending(delivery.run, delivery.granted.fence, outcome, delivery.partition), reply)
+
+    def _on_end(self, delivery: Delivery, answer: Answer) -> None:
+        # What came on an earlier connection cannot be settled: the broker delivers it again.
+        first = delivery if delivery.connection == self.connection else None
+        copies = [copy.request.message for copy in delivery.duplicates if copy.connection == self.connection]
+        if not (isinstance(answer, Recorded) and answer.ours):
+            # Another node took the run over: never acknowledge what was lost.
+            self.broker.drop([*([first.request.message] if first else []), *copies])
+        elif first is not None and first.settlement is not None:
+            first.settlement()
+            self._settle_copies(first, copies)
+        elif delivery.outcome == "lost":
+            self.broker.give_back(copies)
+        else:
+            self._settle_copies(delivery, copies)
+        self._advance(self.forget(delivery))
+        self._gone()
+
+    def _settle_copies(self, first: Delivery, copies: list[Any]) -> None:
+        if first.outcome == "lost":
+            self.broker.return_copies(first.request.message, copies)
+            return
+        for copy in copies:
+            self.broker.acknowledge(copy)
+
+    # -- giving back --------------------------------------------------------------------------------------------
+
+    def give_back(self, partitions: set[int]) -> None:
+        """Return what has not started of these partitions to the broker, in order."""
+        returned = []
+        for delivery in self.lanes.unstarted(partitions):
+            if delivery.stage is Stage.CLAIMING:
+                delivery.returning = True
+            elif delivery.stage is Stage.READY:
+                self.withdraw(delivery)
+            else:
+                returned += [copy.request.message for copy in (delivery, *delivery.duplicates)]
+                self.forget(delivery)
+        self.broker.give_back(returned)
+
+    def withdraw(self, delivery: Delivery) -> None:
+        """Return one delivery, ending the claim it may have before its message goes back."""
+        if delivery.granted is None:
+            self.broker.give_back([copy.request.message for copy in (delivery, *delivery.duplicates)])
+            self.forget(delivery)
+            self._gone()
+            return
+        delivery.stage = Stage.ENDING
+        delivery.returning = True
+        delivery.withdraw(partial(self.broker.give_back, [delivery.request.message]), "lost")
+        self._record(delivery, "lost", partial(self._on_end, delivery))
+
+    def forget(self, delivery: Delivery) -> Delivery | None:
+        """Let go of a settled delivery; the next of its key, if it was the head."""
+        delivery.stage = Stage.GONE
+        for copy in (delivery, *delivery.duplicates):
+            self._held.discard(copy)
+            worker_state.task_ready(copy.request)
+        return self.lanes.remove(delivery)
+
+    def flushed(self) -> None:
+        """The pool forgot the jobs that no child had begun, and Celery whoever waited for a slot."""
+        self.slots.reset()
+        for delivery in self.lanes.stage(Stage.STARTED):
+            if delivery.request.time_start is None:
+                self.slots.release()
+                self.withdraw(delivery)
+
+    def connection_lost(self) -> None:
+        """The broker connection is gone, and with it every message in hand: they will be delivered again."""
+        self.connection += 1
+        self._ready.clear()
+        for delivery in self.lanes:
+            delivery.duplicates.clear()
+            delivery.counted = False
+            if delivery.stage in (Stage.STARTED, Stage.ENDING):
+                continue
+            ready = delivery.stage is Stage.READY
+            self.forget(delivery)
+            if ready:
+                self._record(delivery, "lost", lambda _: None)
+
+    def pending(self, partition: int) -> bool:
+        """Whether something of this partition is still to be given back."""
+        return any(
+            one.partition == partition and (one.stage in UNSTARTED or one.returning) for one in self.lanes
+        )
+
+    @property
+    def running(self) -> bool:
+        """Whether the pool has something of ours."""
+        return bool(self.lanes.stage(Stage.STARTED))
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing coordinated is in hand."""
+        return not len(self.lanes)

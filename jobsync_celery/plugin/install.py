@@ -1,0 +1,166 @@
+"""``JobSync(app)``: the plugin, and the questions an application may ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+from celery import Celery
+
+from jobsync_celery.core.model import Plan
+from jobsync_celery.core.plan import plan
+from jobsync_celery.core.tokens import key_text
+from jobsync_celery.errors import JobsyncError, SettingsError
+from jobsync_celery.plugin import beat
+from jobsync_celery.plugin.bootsteps import NodeStep, QueuesStep
+from jobsync_celery.plugin.cluster import Cluster
+from jobsync_celery.plugin.worker import WorkerNode
+from jobsync_celery.runtime.leadership import rebalance
+from jobsync_celery.settings import CoordinationConfig
+from jobsync_celery.store.nodes import NodeRow
+from jobsync_celery.store.reports import ClusterStatus, Reports
+from jobsync_celery.store.schema import ensure_schema
+
+_UNSET: Any = object()
+_NODE_NAME = click.Option(
+    ("--node-name",), help="Name of this worker in the jobsync cluster; its Celery node name if not given."
+)
+_DEFAULT_VISIBILITY_SEC = 3600.0
+
+
+class JobSync:
+    """Coordinates the tasks of ``app`` that are decorated with :func:`coordinated`.
+
+    Create it after ``app.config_from_object``. It is also ``app.jobsync``.
+
+    Arguments:
+        config: a :class:`CoordinationConfig`, a mapping or an object with its settings. Left out, the app's own
+            ``jobsync`` setting is read (``CELERY_JOBSYNC`` with Django). None, or ``enabled=False``, switches
+            coordination off: tasks are ordinary Celery tasks, and nothing is opened or created.
+
+    Raises:
+        SettingsError: a setting is unknown or impossible, or no database is named.
+    """
+
+    def __init__(
+        self, app: Celery, config: CoordinationConfig | Mapping[str, Any] | object | None = _UNSET
+    ) -> None:
+        self.app = app
+        self.config = CoordinationConfig.of(_from_app(app) if config is _UNSET else config)
+        self.cluster = None if self.config is None else Cluster(app, self.config)
+        #: This process's node, if it is a worker.
+        self.node: WorkerNode | None = None
+        app.jobsync = self
+        app.user_options["worker"].add(_NODE_NAME)
+        if self.cluster is None:
+            return
+        self.cluster.config.check_visibility(_visibility_timeout(app))
+        app.steps["worker"].add(NodeStep)
+        app.steps["consumer"].add(QueuesStep)
+        beat.register(app, self.cluster)
+        app.on_after_configure.connect(self._route, weak=False)
+        if app.configured:
+            self._route()
+
+    # -- keys ---------------------------------------------------------------------------------------------------
+
+    def token_for(self, key: object) -> int:
+        """The token of a key: its hash slot."""
+        return self._active.tokens.token(key_text(key))
+
+    def queue_for(self, key: object) -> str:
+        """The queue that carries the key's partition."""
+        return str(self._active.queues.for_key(key_text(key)).name)
+
+    def owner_of(self, key: object) -> str | None:
+        """The node that owns the key's partition now, asked of the database; None if it is being moved."""
+        partition = self._active.tokens.partition_for(key_text(key))
+        with self._reading() as tx:
+            return Reports(self._active.store.database).owner(tx, partition)
+
+    def owns(self, key: object) -> bool:
+        """Whether this worker owns the key now; false from its deadline on. Asks no server."""
+        node = self.node
+        if node is None or not node.lease.trusted:
+            return False
+        return self._active.tokens.partition_for(key_text(key)) in node.gate.accepting
+
+    @property
+    def my_tokens(self) -> frozenset[int]:
+        """The tokens this worker owns now; empty from its deadline on. Asks no server."""
+        node = self.node
+        if node is None or not node.lease.trusted:
+            return frozenset()
+        ranges = (self._active.tokens.range(number) for number in tuple(node.gate.accepting))
+        return frozenset(token for first, last in ranges for token in range(first, last + 1))
+
+    # -- the cluster --------------------------------------------------------------------------------------------
+
+    def status(self) -> ClusterStatus:
+        """The cluster as it is now, asked of the database."""
+        with self._reading() as tx:
+            return Reports(self._active.store.database).status(tx)
+
+    def get_active_nodes(self) -> list[NodeRow]:
+        """The nodes that are live or draining, oldest first."""
+        return [share.node for share in self.status().live]
+
+    def get_dead_nodes(self) -> list[NodeRow]:
+        """The nodes that were declared dead and are not cleaned up yet."""
+        return [share.node for share in self.status().nodes if share.node.state == "dead"]
+
+    def am_i_leader(self) -> bool:
+        """Whether this worker leads, as far as it knows."""
+        return self.node is not None and self.node.lease.trusted and self.node.node.leadership.leading
+
+    def am_i_healthy(self) -> bool:
+        """Whether this worker holds a lease that it trusts. Asks no server."""
+        return self.node is not None and self.node.lease.trusted
+
+    def rebalance(self, dry_run: bool = False) -> Plan:
+        """Make a plan now, under the leader's rules; with ``dry_run`` only say what would move."""
+        cluster = self._active
+        with self._reading() as tx:
+            if dry_run:
+                return plan(cluster.store.nodes.members(tx), cluster.store.partitions.seats(tx))
+            return rebalance(tx, cluster.store, cluster.tokens, "requested")[0]
+
+    @property
+    def _active(self) -> Cluster:
+        if self.cluster is None:
+            raise JobsyncError("coordination is switched off for this app: there is no cluster to ask")
+        return self.cluster
+
+    def _reading(self) -> Any:
+        database = self._active.store.database
+        ensure_schema(database, self._active.shape)
+        return database.transaction("jobsync status")
+
+    def _route(self, **_: Any) -> None:
+        """Put our router before the app's own; again whenever the app is configured anew."""
+        assert self.cluster is not None
+        router = self.cluster.router
+        routes = self.app.conf.task_routes or ()
+        routes = list(routes) if isinstance(routes, (list, tuple)) else [routes]
+        if router not in routes:
+            self.app.conf.task_routes = [router, *routes]
+            if "amqp" in vars(self.app):
+                self.app.amqp.flush_routes()
+                self.app.amqp.router = self.app.amqp.Router()
+
+
+def _from_app(app: Celery) -> Any:
+    if "jobsync" not in app.conf:
+        raise SettingsError(
+            "no settings for jobsync: give JobSync(app, CoordinationConfig(url=…)), or set"
+            ' app.conf.jobsync = {"url": "postgresql+psycopg2://user@host/dbname"} before JobSync(app);'
+            " None switches coordination off"
+        )
+    return app.conf.jobsync
+
+
+def _visibility_timeout(app: Celery) -> float:
+    """How long Redis waits before it delivers a message again; RabbitMQ does so at once."""
+    options = app.conf.broker_transport_options or {}
+    return float(options.get("visibility_timeout") or _DEFAULT_VISIBILITY_SEC)

@@ -1,0 +1,70 @@
+"""Routing: a pure function from a task's key to the queue of its partition."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kombu import Exchange, Queue
+
+from jobsync_celery.core.tokens import TokenMap
+from jobsync_celery.plugin.coordinated import Registry
+
+#: Message header: which publish a run belongs to. A retry keeps it; a new publish or ``replace`` makes a new one.
+ORIGIN = "jobsync_origin"
+#: Message header: how often a message was forwarded to another queue.
+HOPS = "jobsync_hops"
+
+
+class PartitionQueues:
+    """The queues that carry the partitions: ``jobsync-000``, ``jobsync-001``, …"""
+
+    def __init__(self, prefix: str, tokens: TokenMap) -> None:
+        digits = max(3, len(str(tokens.partitions - 1)))
+        self.tokens = tokens
+        self.queues = [_queue(f"{prefix}{number:0{digits}}") for number in range(tokens.partitions)]
+        self._numbers = {queue.name: number for number, queue in enumerate(self.queues)}
+
+    def name(self, partition: int) -> str:
+        """The name of a partition's queue."""
+        return str(self.queues[partition].name)
+
+    def number(self, name: str | None) -> int | None:
+        """The partition that a queue carries; None for any other queue."""
+        return None if name is None else self._numbers.get(name)
+
+    def for_key(self, key: str) -> Queue:
+        """The queue of the key's partition."""
+        return self.queues[self.tokens.partition_for(key)]
+
+
+class TokenRouter:
+    """Celery router: sends a coordinated task to its partition's queue and leaves the others alone."""
+
+    def __init__(self, registry: Registry, queues: PartitionQueues) -> None:
+        self._registry = registry
+        self._queues = queues
+
+    def __call__(
+        self,
+        name: str,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        options: dict[str, Any],
+        task: Any = None,
+        **_: Any,
+    ) -> dict[str, Any] | None:
+        """Route by key; raises :class:`KeyMissing` to the publisher if the call has none."""
+        coordination = self._registry.get(name)
+        if coordination is None:
+            return None
+        queue = self._queues.for_key(coordination.key(args, kwargs))
+        headers = options.get("headers")
+        if not headers or ORIGIN not in headers:
+            options["headers"] = {**(headers or {}), ORIGIN: os.urandom(8).hex()}
+        return {"queue": queue}
+
+
+def _queue(name: str) -> Queue:
+    return Queue(name, Exchange(name, type="direct"), routing_key=name)

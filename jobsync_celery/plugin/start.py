@@ -1,0 +1,65 @@
+"""The last check before a task body, in the process that starts it.
+
+A granted job may wait in a pipe while its node is stopped, evicted and registered anew. So each job carries the
+pass it was granted under, and the tracer of every coordinated task is wrapped to ask the shared lease first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery import Task
+from celery.exceptions import Reject
+
+from jobsync_celery.plugin.claim import Claim, Ticket, running_under
+from jobsync_celery.runtime.lease import Lease, Pass
+from jobsync_celery.store.guard import Guard
+
+#: Where a request carries its ticket. Not among its headers: ``retry()`` would publish it again.
+_TICKET = "jobsync_ticket"
+
+Tracer = Callable[..., Any]
+
+
+def attach(request: Any, ticket: Ticket) -> None:
+    """Put the ticket into a Celery worker request, to travel to the pool."""
+    request.request_dict["properties"] = {**(request.request_dict["properties"] or {}), _TICKET: ticket.packed()}
+
+
+class Starter:
+    """Wraps tracers; made before the pool forks, so that children share its lease."""
+
+    def __init__(self, lease: Lease, guard: Guard) -> None:
+        self._lease = lease
+        self._guard = guard
+
+    def wrap(self, tasks: Iterable[Task]) -> None:
+        """Let the tracers of these tasks ask first; wrapping twice is the same as once."""
+        for task in tasks:
+            tracer = task.__trace__
+            if tracer is not None and not hasattr(tracer, "__jobsync_wrapped__"):
+                task.__trace__ = self._wrapped(tracer)
+
+    def _wrapped(self, tracer: Tracer) -> Tracer:
+        def trace(uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
+            packed = ((request or {}).get("properties") or {}).get(_TICKET)
+            if packed is None:
+                return tracer(uuid, args, kwargs, request)
+            ticket = Ticket(*packed)
+            if not self._lease.permits(Pass(*ticket.given)):
+                return _refusal()
+            claim = Claim(ticket, self._lease, self._guard)
+            return running_under(claim, lambda: tracer(uuid, args, kwargs, request))
+
+        trace.__jobsync_wrapped__ = True  # type: ignore[attr-defined]
+        return trace
+
+
+def _refusal() -> tuple[ExceptionInfo, bool, float, None]:
+    """What a tracer returns for a body that raised ``Reject(requeue=True)``: the message goes back."""
+    try:
+        raise Reject("jobsync: the lease ended before the task started", requeue=True)
+    except Reject:
+        return ExceptionInfo(internal=True), True, 0.0, None

@@ -1,0 +1,269 @@
+"""One worker's part in the cluster, put together: what is made before the pool forks, what starts after it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from celery import signals
+from celery.worker import state as worker_state
+
+from jobsync_celery import __version__
+from jobsync_celery.core.model import Run
+from jobsync_celery.plugin.border import Border
+from jobsync_celery.plugin.brokers import broker_for
+from jobsync_celery.plugin.cluster import Cluster
+from jobsync_celery.plugin.consumption import Consumption
+from jobsync_celery.plugin.courier import Courier
+from jobsync_celery.plugin.delivery import Delivery
+from jobsync_celery.plugin.gate import Gate
+from jobsync_celery.plugin.inbox import Inbox
+from jobsync_celery.plugin.lanes import Held
+from jobsync_celery.plugin.slots import slots_for
+from jobsync_celery.plugin.start import Starter
+from jobsync_celery.plugin.window import Window
+from jobsync_celery.runtime.claimer import Answer, Claimer, Reply
+from jobsync_celery.runtime.lease import Lease
+from jobsync_celery.runtime.node import Node
+from jobsync_celery.runtime.presence import Presence
+from jobsync_celery.store.guard import Guard
+from jobsync_celery.store.nodes import Identity
+
+logger = logging.getLogger(__name__)
+
+#: How long a worker that stops waits for the database before it leaves its lease to end by itself.
+_FAREWELL_SEC = 5.0
+_DEATH_LOOK_SEC = 0.05
+
+
+class WorkerNode:
+    """A Celery worker as a node of the cluster; every worker has one, also those that only forward.
+
+    Arguments:
+        worker: Celery's WorkController.
+        participates: false for a worker that consumes other queues only.
+    """
+
+    def __init__(self, worker: Any, cluster: Cluster, name: str, *, participates: bool) -> None:
+        config = cluster.config
+        self._worker = worker
+        self._cluster = cluster
+        self.name = name
+        self.participates = participates
+        self.stopping = False
+        self.lease = Lease()
+        database = cluster.store.database
+        self._presence = Presence(f"{database.where} {database.schema} {database.prefix}", name)
+        self._starter = Starter(self.lease, Guard(database.tables.claim))
+        self._inbox = Inbox(worker.hub)
+        self._claimer = Claimer(
+            cluster.store,
+            name,
+            cluster.events,
+            deliver=self._deliver,
+            backlog=lambda: self.gate.backlog / max(1, worker.concurrency),
+            owned=lambda: self.node.ownership.owned,
+        )
+        self._consumption = Consumption(cluster.app, cluster.queues)
+        self._courier = Courier(cluster.app, self._running)
+        self._held = Held(config.hold_limit, self._consumption.pause, self._consumption.resume)
+        self.gate = Gate(
+            node=name,
+            registry=cluster.registry,
+            queues=cluster.queues,
+            lease=self.lease,
+            scribe=self._claimer,
+            held=self._held,
+            ordinary=worker.process_task,
+            misplaced=lambda delivery: self._border.misplaced(delivery),
+            unwelcome=lambda partition: self._border.unwelcome(partition),
+            gone=lambda: self._border.look(),
+        )
+        self._border = Border(self._inbox, self.gate, self._consumption, self._courier, cluster.queues)
+        self.node = Node(
+            cluster.store, cluster.node_settings(self._identity()), self._border, self.lease, self._presence,
+            cluster.events,
+        )  # fmt: skip
+        self._border.stopped = self.node.ownership.stopped
+        self._window = Window(worker, self.gate)
+        self._started = False
+        self._prepare_tasks()
+        signals.worker_process_init.connect(self._in_child, weak=False)
+        worker.hub.on_close.add(self._on_hub_close)
+
+    # -- the consumer's life ------------------------------------------------------------------------------------
+
+    def connected(self, consumer: Any) -> None:
+        """The consumer has a broker connection, and its task consumer is made but does not consume yet."""
+        self._starter.wrap(self._tasks())
+        self._border.consumer = consumer
+        self._consumption.attach(consumer)
+        self._held.attach(consumer.qos)
+        self._window.attach(consumer)
+        gate = self.gate
+        gate.broker = broker_for(consumer)
+        gate.pool = self._worker.pool
+        gate.changed = self._changed
+        gate.after_death = self._after_death
+        if not self._started:
+            self._start()
+
+    def disconnected(self) -> None:
+        """The broker connection was lost; Celery makes another."""
+        self._consumption.detach()
+        self._window.detach()
+        self.gate.connection_lost()
+
+    def drain(self, consumer: Any) -> None:
+        """Warm shutdown: hand over at once, let what runs finish, and acknowledge it while there is a connection.
+
+        Celery has left its event loop for good, so this runs the loop until nothing coordinated is left.
+        """
+        self.stopping = True
+        if not self._started:
+            return
+        consumer.task_consumer.on_message = _ignore  # what still comes goes back when the channel closes
+        consumer.task_consumer.cancel()
+        self._consumption.detach()
+        self._window.detach()
+        if self.participates:
+            self.node.drain()
+        while not self._drained():
+            if worker_state.should_terminate:
+                return
+            self._worker.hub.run_once()
+        self._leave()
+
+    def _drained(self) -> bool:
+        """Nothing of ours runs and all is recorded; what a silent database cannot record is not waited for."""
+        if not self.participates:
+            return self.gate.idle
+        if not self.node.drained.is_set():
+            return False
+        return self.gate.idle or (self.node.down and not self.gate.running)
+
+    # -- starting and stopping ----------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._started = True
+        self.gate.slots = slots_for(self._worker, self.gate.start_next)
+        self._guard_flush()
+        self._courier.start()
+        if self.participates:
+            self._claimer.start()
+            self.node.start()
+
+    def _on_hub_close(self, hub: Any) -> None:
+        """The pool is gone, warm or cold. (The hub is also reset when a connection is lost.)"""
+        if self.stopping:
+            self._inbox.drain()
+            self._leave()
+
+    def _leave(self) -> None:
+        if not self._started:
+            return
+        self._started = False
+        self._courier.stop(1.0)
+        if self.participates:
+            if self._claimer.stop(_FAREWELL_SEC):
+                self._inbox.drain()
+            self.node.leave(_FAREWELL_SEC)
+
+    def _in_child(self, **_: Any) -> None:
+        """In a pool child, and in the worker itself where the pool has no children."""
+        self._starter.wrap(self._tasks())
+        if os.getpid() != self._pid:
+            self._cluster.store.database.discard_after_fork()
+
+    # -- from other threads to the loop -------------------------------------------------------------------------
+
+    def _deliver(self, answers: Sequence[tuple[Reply, Answer]]) -> None:
+        self._inbox.post(_hand_out, answers)
+
+    def _changed(self, delivery: Delivery) -> None:
+        self._inbox.post(self.gate.maybe_end, delivery)
+
+    def _after_death(self, delivery: Delivery) -> None:
+        """Celery has settled a task over its time limit, but its child is still to be killed."""
+        self._inbox.post(self._look_for_death, delivery)
+
+    def _look_for_death(self, delivery: Delivery) -> None:
+        pool = getattr(self._worker.pool, "_pool", None)
+        children = [child for child in getattr(pool, "_pool", ()) if child.pid == delivery.request.worker_pid]
+        if any(child.exitcode is None for child in children):
+            self._worker.hub.call_later(_DEATH_LOOK_SEC, self._look_for_death, delivery)
+        else:
+            delivery.leave()
+
+    def _running(self, runs: Sequence[Run]) -> Collection[Run]:
+        with self._cluster.store.database.transaction(f"jobsync {self.name} recovery") as tx:
+            return self._cluster.store.claims.running(tx, runs)
+
+    # -- details ------------------------------------------------------------------------------------------------
+
+    def _guard_flush(self) -> None:
+        """Fence jobs that the pool forgets: on connection loss Celery drops what no child has accepted.
+
+        A child may hold such a job in its pipe. A new epoch makes it refuse; a child that began before that has
+        said so in its result pipe first, which is read here, so what is unaccepted then will never run.
+        """
+        self._pid = os.getpid()
+        pool = self._worker.pool
+        flush: Callable[[], None] = pool.flush
+        inner = getattr(pool, "_pool", None)
+        if inner is None or not hasattr(inner, "handle_result_event"):
+            return
+
+        def fenced_flush() -> None:
+            self.lease.advance()
+            _read_results(inner)
+            flush()
+            self.gate.flushed()
+
+        pool.flush = fenced_flush
+
+    def _prepare_tasks(self) -> None:
+        self._pid = os.getpid()
+        for task in self._tasks():
+            task.acks_late = True
+            task.reject_on_worker_lost = True
+
+    def _tasks(self) -> list[Any]:
+        tasks = self._cluster.app.tasks
+        return [tasks[name] for name in self._cluster.registry.all() if name in tasks]
+
+    def _identity(self) -> Identity:
+        config = self._cluster.config
+        return Identity(
+            name=self.name,
+            weight=config.weight,
+            lease_sec=config.heartbeat_timeout_sec,
+            hostname=socket.gethostname(),
+            presence=self._presence.identity,
+            pid=os.getpid(),
+            version=__version__,
+        )
+
+
+def _hand_out(answers: Sequence[tuple[Reply, Answer]]) -> None:
+    for reply, answer in answers:
+        reply(answer)
+
+
+def _ignore(message: Any) -> None:
+    """A message that arrives after the consumer was cancelled."""
+
+
+def _read_results(pool: Any) -> None:
+    """Let the pool read what its children have written so far."""
+    for fileno in list(pool._fileno_to_outq):
+        for _ in range(1000):
+            if not select.select([fileno], [], [], 0)[0]:
+                break
+            pool.handle_result_event(fileno)
+            if fileno not in pool._fileno_to_outq:
+                break

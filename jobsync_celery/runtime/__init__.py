@@ -1,0 +1,1 @@
+"""The live node: one loop, small services with ``tick()``. Knows neither Celery nor SQL."""

@@ -1,0 +1,69 @@
+"""What happened, said once: services emit facts, and this file alone turns them into log lines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+logger = logging.getLogger("jobsync_celery")
+
+Listener = Callable[[str, dict[str, Any]], None]
+
+#: Fact -> (log level, line). The facts are a stable interface: log, metrics and listeners use these names.
+FACTS: dict[str, tuple[int, str]] = {
+    "node_registered": (logging.INFO, "node {name} registered as incarnation {incarnation}"),
+    "node_left": (logging.INFO, "node {name} left the cluster"),
+    "node_draining": (logging.INFO, "node {name} is draining: it hands its partitions over"),
+    "node_evicted": (logging.WARNING, "node {victim} (incarnation {incarnation}) was declared dead by {by}"),
+    "name_taken": (
+        logging.ERROR,
+        "coordination refused: another live worker is registered as {name!r} (host {host}, pid {pid})."
+        " Give this worker a name of its own with -n or --node-name. Ordinary queues are still served",
+    ),
+    "waiting_for_name": (
+        logging.WARNING,
+        "the name {name!r} is still held by host {host}, pid {pid}: waiting for its lease to end",
+    ),
+    "store_unavailable": (
+        logging.ERROR,
+        "the coordination database does not answer ({error}). Ordinary queues are still served;"
+        " coordinated tasks wait and resume by themselves",
+    ),
+    "store_available": (logging.INFO, "the coordination database answers again"),
+    "lease_expired": (logging.WARNING, "the lease of {name} ended without renewal: nothing coordinated is started"),
+    "lease_resumed": (logging.INFO, "the lease of {name} is renewed: coordinated tasks are started again"),
+    "lease_lost": (logging.WARNING, "{name} lost its lease ({reason}): it registers again as a new incarnation"),
+    "leader_changed": (logging.INFO, "{name} leads, term {term}"),
+    "plan_held_back": (
+        logging.INFO,
+        "the first plan waits: {nodes} of {minimum_nodes} nodes are here, {waited:.0f} of {wait_on_enter:.0f} s passed",
+    ),
+    "rebalanced": (logging.INFO, "rebalanced ({reason}): {moved} partitions move, {nodes} nodes, term {term}"),
+    "partitions_taken": (logging.INFO, "took partitions {numbers}"),
+    "partitions_released": (logging.INFO, "released partitions {numbers}"),
+    "request_failed": (logging.ERROR, "a claim could not be processed: {error}"),
+    "schema_refused": (logging.ERROR, "coordination refused: {error}. Ordinary queues are still served"),
+    "loop_error": (logging.ERROR, "coordination stumbled and goes on: {error}"),
+}
+
+
+class Events:
+    """Where facts are emitted; thread-safe. Listeners must not block and never break the emitter."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Listener] = []
+
+    def listen(self, listener: Listener) -> None:
+        """Call ``listener(fact, fields)`` for every fact from now on, in the thread that emits it."""
+        self._listeners.append(listener)
+
+    def __call__(self, fact: str, **fields: Any) -> None:
+        """Emit one fact of :data:`FACTS`."""
+        level, line = FACTS[fact]
+        logger.log(level, "jobsync: %s", line.format(**fields), extra={"jobsync_event": fact})
+        for listener in self._listeners:
+            try:
+                listener(fact, fields)
+            except Exception:  # a user's listener: its errors are its own
+                logger.exception("jobsync: a listener failed on %s", fact)

@@ -1,0 +1,250 @@
+"""Leading: the oldest live node shares the partitions out and declares the dead dead.
+
+Safety does not depend on there being one leader only: every transaction here locks the leader's row, reads the
+members afresh, and asks itself whether the caller still leads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from sqlalchemy.engine import Connection
+
+from jobsync_celery.core.lease import Watch
+from jobsync_celery.core.model import Member, Plan, Seat
+from jobsync_celery.core.plan import plan
+from jobsync_celery.core.tokens import TokenMap
+from jobsync_celery.runtime.clock import boot_clock
+from jobsync_celery.runtime.events import Events
+from jobsync_celery.runtime.eviction import evict, settle
+from jobsync_celery.store.database import Link
+from jobsync_celery.store.leader import Leader, Rebalance
+from jobsync_celery.store.nodes import Renewal
+from jobsync_celery.store.store import Store
+
+#: Joins within this many seconds are one plan.
+_GATHER_SEC = 0.5
+#: While the first plan is held back, look again after so many seconds.
+_HELD_BACK_SEC = 0.5
+
+
+@dataclass(frozen=True)
+class FirstPlan:
+    """What holds back the first plan of a cluster, that is, while no partition has a target."""
+
+    minimum_nodes: int = 1
+    wait_on_enter: float = 0.0
+
+
+def leads(members: Collection[Member]) -> Member | None:
+    """The node that leads: the oldest live one; of draining ones only if all drain."""
+    live = [member for member in members if not member.draining]
+    return min(live or members, key=lambda member: member.incarnation, default=None)
+
+
+def rebalance(
+    tx: Connection, store: Store, tokens: TokenMap, reason: str, absent: Collection[str] = ()
+) -> tuple[Plan, Leader]:
+    """Make a plan for the members as they stand and write what moves; the leader's row is locked first.
+
+    Nothing is written if nothing moves. The leader recorded is the one that leads by the rules, whoever calls.
+    """
+    begun = time.perf_counter()
+    leader = store.leaders.lock(tx)
+    settle(tx, store)
+    members = store.nodes.members(tx)
+    seats = store.partitions.seats(tx)
+    made = plan(members, seats, absent=absent)
+    leading = leads(members)
+    if leading is not None and leader.incarnation != leading.incarnation:
+        leader = store.leaders.take_term(tx, leading)
+    if made.moves:
+        store.partitions.assign(tx, {move.partition: move.destination for move in made.moves})
+        store.leaders.record(tx, _history(made, seats, leader, tokens, reason, (time.perf_counter() - begun) * 1000))
+        store.notify(tx, "plan")
+    return made, leader
+
+
+class Leadership:
+    """What a watching node does with the answers to its heartbeats; belongs to the node's thread.
+
+    Arguments:
+        interval, timeout: this node's heartbeat settings, in seconds.
+        rejoin_grace: how long the partitions of a node that is gone wait for its name to return, in seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        link: Link,
+        tokens: TokenMap,
+        events: Events,
+        *,
+        name: str,
+        interval: float,
+        timeout: float,
+        first_plan: FirstPlan,
+        rejoin_grace: float = 0.0,
+        clock: Callable[[], float] = boot_clock,
+    ) -> None:
+        self._store = store
+        self._link = link
+        self._tokens = tokens
+        self._events = events
+        self._name = name
+        self._interval = interval
+        self._timeout = timeout
+        self._first_plan = first_plan
+        self._rejoin_grace = rejoin_grace
+        self._clock = clock
+        self.reset(None)
+
+    def reset(self, incarnation: int | None) -> None:
+        """Begin anew as another incarnation, or as none."""
+        self._incarnation = incarnation
+        self._watch = Watch(incarnation or 0, self._interval, self._timeout)
+        self._members: dict[int, Member] = {}
+        self._planned: frozenset[tuple[int, bool, float]] | None = None
+        self._plan_at: float | None = None
+        self._reason = "initial"
+        self._first_seen: float | None = None
+        self._awaited: dict[str, float] = {}
+        self._term: int | None = None
+
+    @property
+    def leading(self) -> bool:
+        """Whether this node leads, as far as it knows."""
+        leader = leads(self._members.values())
+        return leader is not None and leader.incarnation == self._incarnation
+
+    @property
+    def watching(self) -> bool:
+        """Whether this node is one of the few that watch the others."""
+        return bool(self._members)
+
+    def next_due(self, now: float) -> float | None:
+        """When to tick next, on the boot clock; None if nothing is expected."""
+        times = [time for time in (self._plan_at, self._watch.next_check(now)) if time is not None]
+        return min(times, default=None)
+
+    def observe(self, answer: Renewal, sent_at: float, received_at: float) -> None:
+        """Take in the answer to a heartbeat."""
+        before = set(self._members)
+        self._members = {member.incarnation: member for member in answer.members}
+        if not answer.members:
+            self._plan_at = None
+            return
+        self._watch = self._watch.observe(sent_at, received_at, answer.database_time, answer.members)
+        if self._first_seen is None:
+            self._first_seen = received_at
+        if not self.leading:
+            self._planned = self._plan_at = None
+            return
+        if self._composition() != self._planned or answer.unsettled:
+            gone = bool(before - set(self._members)) or any(member.draining for member in answer.members)
+            self._want_plan(received_at, at_once=gone or answer.unsettled)
+
+    def tick(self, now: float) -> None:
+        """Evict who may be evicted, and plan when a plan is due."""
+        suspects = [suspect for suspect in self._watch.suspects(now) if suspect[1] in self._members]
+        if suspects and self._leads_without({incarnation for _, incarnation, _ in suspects}):
+            self._evict(suspects, now)
+        if self._plan_at is not None and now >= self._plan_at:
+            self._plan(now)
+
+    def _composition(self) -> frozenset[tuple[int, bool, float]]:
+        return frozenset((m.incarnation, m.draining, m.weight) for m in self._members.values())
+
+    def _want_plan(self, now: float, *, at_once: bool) -> None:
+        due = now if at_once else now + _GATHER_SEC
+        self._plan_at = due if self._plan_at is None else min(self._plan_at, due)
+
+    def _leads_without(self, suspects: set[int]) -> bool:
+        leader = leads([m for m in self._members.values() if m.incarnation not in suspects])
+        return leader is not None and leader.incarnation == self._incarnation
+
+    def _evict(self, suspects: list[tuple[str, int, int]], now: float) -> None:
+        """Declare the suspects dead, and plan without them in the same transaction."""
+        evicted = []
+        with self._link.transaction() as tx:
+            self._store.leaders.lock(tx)
+            for name, incarnation, renewals in suspects:
+                if evict(tx, self._store, name, incarnation, renewals):
+                    evicted.append((name, incarnation))
+            if evicted:
+                self._await_return([name for name, _ in evicted], now)
+                made, leader = rebalance(tx, self._store, self._tokens, "node dead", self._awaited)
+        for name, incarnation in evicted:
+            self._members.pop(incarnation, None)
+            self._events("node_evicted", victim=name, incarnation=incarnation, by=self._name)
+        if evicted:
+            self._planned_now(made, leader, "node dead")
+
+    def _plan(self, now: float) -> None:
+        self._plan_at = None
+        with self._link.transaction() as tx:
+            if self._held_back(tx, now):
+                self._plan_at = now + _HELD_BACK_SEC
+                return
+            self._forget_returned(now)
+            made, leader = rebalance(tx, self._store, self._tokens, self._reason, self._awaited)
+        self._planned_now(made, leader, self._reason)
+        self._reason = "membership"
+
+    def _planned_now(self, made: Plan, leader: Leader, reason: str) -> None:
+        self._planned = self._composition()
+        if leader.term != self._term:
+            self._term = leader.term
+            self._events("leader_changed", name=leader.node, term=leader.term)
+        if made.moves:
+            self._events(
+                "rebalanced", reason=reason, moved=len(made.moves), nodes=len(self._members), term=leader.term
+            )
+        if self._awaited:
+            due = min(self._awaited.values())
+            self._plan_at = due if self._plan_at is None else min(self._plan_at, due)
+
+    def _held_back(self, tx: Connection, now: float) -> bool:
+        """Whether this would be the first plan, and the nodes or the time it waits for are not there yet."""
+        first = self._first_plan
+        waited = now - (self._first_seen if self._first_seen is not None else now)
+        nodes = sum(not member.draining for member in self._members.values())
+        if nodes >= first.minimum_nodes and waited >= first.wait_on_enter:
+            return False
+        if any(seat.target is not None for seat in self._store.partitions.seats(tx)):
+            return False
+        self._events(
+            "plan_held_back",
+            nodes=nodes,
+            minimum_nodes=first.minimum_nodes,
+            waited=waited,
+            wait_on_enter=first.wait_on_enter,
+        )
+        return True
+
+    def _await_return(self, names: list[str], now: float) -> None:
+        if self._rejoin_grace > 0:
+            self._awaited.update(dict.fromkeys(names, now + self._rejoin_grace))
+
+    def _forget_returned(self, now: float) -> None:
+        here = {member.name for member in self._members.values()}
+        self._awaited = {
+            name: until for name, until in self._awaited.items() if until > now and name not in here
+        }
+
+
+def _history(
+    made: Plan, seats: Collection[Seat], leader: Leader, tokens: TokenMap, reason: str, duration_ms: float
+) -> Rebalance:
+    moved = [tokens.range(move.partition) for move in made.moves]
+    return Rebalance(
+        reason=reason,
+        leader=leader.node,
+        term=leader.term,
+        nodes_before=len({seat.target for seat in seats if seat.target is not None}),
+        nodes_after=len({target for target in made.targets.values() if target is not None}),
+        tokens_moved=sum(last - first + 1 for first, last in moved),
+        duration_ms=duration_ms,
+    )

@@ -1,0 +1,173 @@
+"""Being a node: register, renew, and know until when one may trust oneself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from jobsync_celery.core.lease import DRIFT, margin_for, trusted_until
+from jobsync_celery.runtime.clock import boot_clock
+from jobsync_celery.runtime.events import Events
+from jobsync_celery.runtime.eviction import evict
+from jobsync_celery.runtime.lease import Lease
+from jobsync_celery.store.database import Link
+from jobsync_celery.store.nodes import Identity, Incumbent, Renewal
+from jobsync_celery.store.store import Store
+
+
+class Hold(Protocol):
+    """Proof of what runs on this machine; see :class:`jobsync_celery.runtime.presence.Presence`."""
+
+    def proves_gone(self, identity: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class _Wait:
+    """Waiting for the lease of another process of the same name: its counter, and since when it stands still."""
+
+    incumbent: Incumbent
+    since: float
+
+
+class Membership:
+    """This node's row and lease. Time comes from ``clock`` only; every method belongs to the node's thread.
+
+    Arguments:
+        interval: seconds between heartbeats.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        link: Link,
+        identity: Identity,
+        lease: Lease,
+        hold: Hold,
+        events: Events,
+        *,
+        interval: float,
+        clock: Callable[[], float] = boot_clock,
+    ) -> None:
+        self._store = store
+        self._link = link
+        self.identity = identity
+        self._lease = lease
+        self._hold = hold
+        self._events = events
+        self._interval = interval
+        self._clock = clock
+        self._wait: _Wait | None = None
+        self._timeline: int | None = None
+        self._not_before = 0.0
+        self.incarnation: int | None = None
+        self.draining = False
+        self.next_due = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.identity.name
+
+    def tick(self) -> Renewal | None:
+        """Register if need be, and renew; the answer to the heartbeat, or None if there is no lease."""
+        sent_at = self._clock()
+        self.next_due = sent_at + self._interval
+        if self.incarnation is None and not self._register(sent_at):
+            return None
+        return self._renew()
+
+    def retry_soon(self) -> None:
+        """The heartbeat failed: try again well before the next one is due."""
+        self.next_due = self._clock() + min(self._interval, max(0.1, self._interval / 5))
+
+    def drain(self) -> None:
+        """Ask for no more work: the leader plans without this node."""
+        if self.incarnation is None or self.draining:
+            return
+        self.draining = True
+        with self._link.transaction() as tx:
+            if self._store.nodes.drain(tx, self.name, self.incarnation):
+                self._store.notify(tx, "members")
+        self._events("node_draining", name=self.name)
+
+    def leave(self) -> None:
+        """Give up everything and remove the row; only when nothing of this node runs any more."""
+        incarnation, self.incarnation = self.incarnation, None
+        self._lease.close()
+        if incarnation is None:
+            return
+        with self._link.transaction() as tx:
+            self._store.nodes.remove(tx, self.name, incarnation)
+            self._store.partitions.free_orphans(tx)
+            self._store.claims.lose(tx, incarnation)
+            self._store.notify(tx, "members")
+            self._store.notify(tx, "freed")
+        self._events("node_left", name=self.name)
+
+    def lose(self, reason: str, *, pause: float = 0.0) -> None:
+        """Stop trusting this incarnation; register again as a new one, after ``pause`` seconds."""
+        self._lease.close()
+        self.incarnation = None
+        self._not_before = self._clock() + pause
+        self.next_due = self._not_before
+        self._events("lease_lost", name=self.name, reason=reason)
+
+    def _renew(self) -> Renewal | None:
+        assert self.incarnation is not None
+        # Trust is counted from before the statement is sent: a slow answer must not stretch the lease.
+        sent_at = self._clock()
+        answer = self._store.nodes.renew(self._link, self.name, self.incarnation)
+        if answer is None:
+            self.lose("it was declared dead, or its row was removed")
+            return None
+        if self._timeline is not None and answer.timeline != self._timeline:
+            self._timeline = answer.timeline
+            self.lose("the database failed over", pause=self.identity.lease_sec)
+            return None
+        self._timeline = answer.timeline
+        lease = self.identity.lease_sec
+        self._lease.renew(self.incarnation, trusted_until(sent_at, lease, margin=margin_for(lease)))
+        return answer
+
+    def _register(self, now: float) -> bool:
+        if now < self._not_before:
+            self.next_due = self._not_before
+            return False
+        incumbent = self._store.nodes.find(self._link, self.name)
+        evictable = incumbent is not None and not incumbent.gone
+        if incumbent is not None and evictable and not self._may_evict(incumbent):
+            return False
+        with self._link.transaction() as tx:
+            if incumbent is not None and evictable:
+                proven = self._hold.proves_gone(incumbent.presence)
+                self._store.leaders.lock(tx)
+                evict(tx, self._store, self.name, incumbent.incarnation, None if proven else incumbent.renewals)
+            incarnation = self._store.nodes.register(tx, self.identity)
+            self._store.notify(tx, "members")
+        self.incarnation = incarnation
+        if incarnation is None:
+            return False
+        self._wait = None
+        self.draining = False
+        self._events("node_registered", name=self.name, incarnation=incarnation)
+        return True
+
+    def _may_evict(self, incumbent: Incumbent) -> bool:
+        """Whether the row under our name may be taken: its process is gone for sure, or its lease has ended."""
+        if self._hold.proves_gone(incumbent.presence):
+            return True
+        now = self._clock()
+        seen = self._wait
+        if seen is None or seen.incumbent.incarnation != incumbent.incarnation:
+            self._wait = _Wait(incumbent, now)
+            self._report("waiting_for_name", incumbent)
+        elif seen.incumbent.renewals != incumbent.renewals:
+            self._wait = _Wait(incumbent, now)
+            self._report("name_taken", incumbent)
+        elif now - seen.since > self.identity.lease_sec * (1 + DRIFT):
+            return True
+        self.next_due = now + min(self._interval, 1.0)
+        return False
+
+    def _report(self, fact: str, incumbent: Incumbent) -> None:
+        self._events(fact, name=self.name, host=incumbent.hostname, pid=incumbent.pid)

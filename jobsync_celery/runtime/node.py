@@ -1,0 +1,258 @@
+"""The live node: one thread that beats, leads, owns, and wakes up when told to.
+
+Services do the work in their ``tick()``; this loop decides when, and what a lost lease or a silent database means.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jobsync_celery.core.tokens import TokenMap
+from jobsync_celery.errors import ClusterMismatch, SchemaOutdated, StoreError, StoreUnavailable
+from jobsync_celery.runtime.clock import boot_clock
+from jobsync_celery.runtime.events import Events
+from jobsync_celery.runtime.leadership import FirstPlan, Leadership
+from jobsync_celery.runtime.lease import Lease
+from jobsync_celery.runtime.membership import Hold, Membership
+from jobsync_celery.runtime.ownership import Ownership, Surface
+from jobsync_celery.store.nodes import Identity
+from jobsync_celery.store.schema import ClusterShape, ensure_schema
+from jobsync_celery.store.store import Store
+
+#: The longest sleep: a lost wake-up costs no more than this.
+_LONGEST_SLEEP_SEC = 1.0
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """What a node needs to know; times in seconds."""
+
+    identity: Identity
+    shape: ClusterShape
+    interval: float
+    timeout: float
+    first_plan: FirstPlan
+    rejoin_grace: float = 0.0
+
+
+class Node:
+    """A registered, running worker, from the cluster's side."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: NodeSettings,
+        surface: Surface,
+        lease: Lease,
+        hold: Hold,
+        events: Events,
+        clock: Callable[[], float] = boot_clock,
+    ) -> None:
+        name = settings.identity.name
+        shape = settings.shape
+        self._store = store
+        self._settings = settings
+        self._surface = surface
+        self._lease = lease
+        self._events = events
+        self._clock = clock
+        self._link = store.database.link(f"jobsync {name}")
+        self.membership = Membership(
+            store, self._link, settings.identity, lease, hold, events, interval=settings.interval, clock=clock
+        )
+        self.leadership = Leadership(
+            store,
+            self._link,
+            TokenMap(shape.total_tokens, shape.partitions, shape.hash_function),
+            events,
+            name=name,
+            interval=settings.interval,
+            timeout=settings.timeout,
+            first_plan=settings.first_plan,
+            rejoin_grace=settings.rejoin_grace,
+            clock=clock,
+        )
+        self.ownership = Ownership(store, self._link, surface, events, name=name, wake=self.wake)
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+        self._thread = threading.Thread(target=self._run, name="jobsync-node", daemon=True)
+        self._ready = False
+        self.down = False
+        self._sync = False
+        self._trusted = False
+        self._draining = False
+        self._leaving = False
+        self.drained = threading.Event()
+        self.left = threading.Event()
+
+    @property
+    def name(self) -> str:
+        return self._settings.identity.name
+
+    def start(self) -> None:
+        """Start the thread; only after the pool has forked."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Make the loop look around now. Any thread."""
+        try:
+            os.write(self._writer, b"\0")
+        except (BlockingIOError, OSError):
+            pass  # full: it will wake up anyway; closed: it has ended
+
+    def drain(self) -> None:
+        """Take no more work and hand everything over; ``drained`` is set when that is done. Any thread."""
+        self._draining = True
+        self.wake()
+
+    def leave(self, timeout: float) -> bool:
+        """Leave the cluster and end the thread; only when no task of this node runs any more.
+
+        False if the database did not let us say so within ``timeout`` seconds: the lease then ends by itself.
+        """
+        self._leaving = True
+        self.wake()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        return self.left.is_set()
+
+    def forget(self) -> None:
+        """In a forked child: let go of the connection without a word to the server."""
+        self._link.discard_after_fork()
+
+    def _run(self) -> None:
+        while not self._leaving:
+            try:
+                self._tick()
+            except StoreUnavailable as error:
+                self._unavailable(error)
+            except (SchemaOutdated, ClusterMismatch) as error:
+                self._events("schema_refused", error=str(error))
+                self._pause(max(self._settings.interval, 5.0))
+            except StoreError as error:
+                self._events("loop_error", error=str(error))
+                self.membership.retry_soon()
+            except Exception as error:  # a loop that dies silently would leave its partitions to nobody
+                self._events("loop_error", error=repr(error))
+                self.membership.retry_soon()
+            self._sleep()
+        self._farewell()
+
+    def _tick(self) -> None:
+        self._watch_deadline()
+        if self._draining and not self.membership.draining:
+            self._begin_drain()
+        if self._clock() >= self.membership.next_due:
+            if not self._ready:
+                self._prepare()
+            self._beat()
+        incarnation = self.membership.incarnation
+        if incarnation is None:
+            if self._draining:
+                self.drained.set()
+            return
+        self.ownership.release_stopped(incarnation)
+        if self._sync and not self.membership.draining:
+            self.ownership.sync(incarnation)
+            self._sync = False
+        self.leadership.tick(self._clock())
+        if self._draining and self.ownership.settled and not self.ownership.owned:
+            self.drained.set()
+
+    def _prepare(self) -> None:
+        """First contact: tables, and the channel on which the others wake us."""
+        ensure_schema(self._store.database, self._settings.shape)
+        self._link.listen(self._store.database.channel)
+        self._ready = True
+
+    def _beat(self) -> None:
+        before = self.membership.incarnation
+        sent_at = self._clock()
+        answer = self.membership.tick()
+        now = self._clock()
+        if self.down:
+            self.down = False
+            self._events("store_available")
+        incarnation = self.membership.incarnation
+        if incarnation != before:
+            self.leadership.reset(incarnation)
+            if before is not None:
+                self.ownership.forget()
+                self._trusted = False
+            self._sync = True
+        if answer is None:
+            return
+        if not self._trusted and self._lease.trusted:
+            self._trusted = True
+            self._resume()
+        self.leadership.observe(answer, sent_at, now)
+        self._sync = self._sync or answer.misplaced
+        self._surface.recheck()
+
+    def _watch_deadline(self) -> None:
+        if self._trusted and not self._lease.trusted:
+            self._trusted = False
+            self._events("lease_expired", name=self.name)
+            self.ownership.suspend()
+
+    def _resume(self) -> None:
+        if self.ownership.owned:
+            self._events("lease_resumed", name=self.name)
+        self.ownership.resume()
+
+    def _begin_drain(self) -> None:
+        self.ownership.stop_all()
+        self.membership.drain()
+
+    def _unavailable(self, error: StoreUnavailable) -> None:
+        if not self.down:
+            self.down = True
+            self._events("store_unavailable", error=str(error))
+        self.membership.retry_soon()
+        if self._draining:
+            self.drained.set()  # nobody to hand over to: the messages are back with the broker
+
+    def _pause(self, seconds: float) -> None:
+        self.membership.next_due = self._clock() + seconds
+
+    def _sleep(self) -> None:
+        if self._leaving:
+            return
+        now = self._clock()
+        times = [self.membership.next_due, now + _LONGEST_SLEEP_SEC]
+        if self._trusted:
+            times.append(self._lease.deadline)
+        due = self.leadership.next_due(now) if self.membership.incarnation is not None else None
+        if due is not None:
+            times.append(due)
+        received = self._link.wait(max(0.0, min(times) - now), self._reader)
+        try:
+            os.read(self._reader, 4096)
+        except BlockingIOError:
+            pass
+        self._heed(set(received))
+
+    def _heed(self, notices: set[str]) -> None:
+        if notices & {"plan", "freed", "evicted"}:
+            self._sync = True
+        if "members" in notices and self.leadership.watching:
+            self.membership.next_due = self._clock()
+        if "evicted" in notices:
+            self._surface.recover()
+        if notices & {"ended", "evicted"}:
+            self._surface.recheck()
+
+    def _farewell(self) -> None:
+        try:
+            self.membership.leave()
+            self.left.set()
+        except StoreError as error:
+            self._events("store_unavailable", error=str(error))
+        finally:
+            self._link.close()
+            os.close(self._writer)
+            os.close(self._reader)

@@ -1,0 +1,250 @@
+"""Claims in the database: who runs which run of which key, with a fence that grows.
+
+One transaction records ends and grants claims for a whole batch (group commit). Inside it, in this order: ends;
+the node and its partitions locked with share locks, so that eviction and handover cannot slip between check and
+insert; the claims; and last the fences, drawn after every lock is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import TextClause
+from sqlalchemy.engine import Connection
+
+from jobsync_celery.core.model import Run
+from jobsync_celery.store.database import Database
+
+#: A claim's holder is alive: its incarnation has a row that is not dead.
+_ALIVE = (
+    "EXISTS (SELECT FROM {node} n WHERE n.incarnation = c.incarnation AND n.state IN ('live', 'draining'))"
+)
+_WANTED = (
+    "unnest(CAST(:task_ids AS text[]), CAST(:origins AS text[]), CAST(:retries AS int[]))"
+    " AS w (task_id, origin, retries)"
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run that asks for its claim."""
+
+    run: Run
+    task_name: str
+    key: str
+    token: int
+    partition: int
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a claimed run ended: ``state`` is done, failed, retried, or lost (to be run again)."""
+
+    run: Run
+    fence: int
+    state: str
+    partition: int
+
+
+@dataclass(frozen=True)
+class Granted:
+    """The run may start, under this fence."""
+
+    fence: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """The run ended before, or a later try of it exists: acknowledge and forget it."""
+
+    state: str
+
+
+@dataclass(frozen=True)
+class Busy:
+    """The key (or the run itself) is running; ``node`` says where."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class NotOurs:
+    """The partition is not owned by this incarnation: give the message back."""
+
+
+Outcome = Granted | Known | Busy | NotOurs
+
+
+class Claims:
+    """The rows of ``sync_claim``, as one node sees and changes them."""
+
+    def __init__(self, database: Database) -> None:
+        def sql(template: str) -> TextClause:
+            return database.sql(template.replace("{alive}", _ALIVE), wanted=_WANTED)
+
+        self._end = sql(
+            "UPDATE {claim} c SET state = e.state, finished_on = clock_timestamp()"
+            " FROM unnest(CAST(:task_ids AS text[]), CAST(:origins AS text[]), CAST(:retries AS int[]),"
+            " CAST(:fences AS bigint[]), CAST(:states AS text[])) AS e (task_id, origin, retries, fence, state)"
+            " WHERE c.task_id = e.task_id AND c.origin = e.origin AND c.retries = e.retries AND c.fence = e.fence"
+            " AND c.state IN ('running', 'lost', e.state)"
+            " RETURNING c.task_id, c.origin, c.retries"
+        )
+        self._owned = sql(
+            "WITH me AS (SELECT incarnation FROM {node} WHERE name = :name AND incarnation = :incarnation"
+            " AND state IN ('live', 'draining') FOR KEY SHARE)"
+            " SELECT p.partition_id FROM {partition} p, me WHERE p.partition_id = ANY(CAST(:partitions AS int[]))"
+            " AND p.owner_incarnation = :incarnation ORDER BY p.partition_id FOR SHARE OF p"
+        )
+        self._insert = sql(
+            "INSERT INTO {claim} (task_id, origin, retries, task_name, task_key, token_id, partition_id, node,"
+            " incarnation, fence, attempt, state)"
+            " SELECT w.task_id, w.origin, w.retries, w.task_name, w.task_key, w.token_id, w.partition_id, :name,"
+            " :incarnation, 0, 1, 'running'"
+            " FROM unnest(CAST(:task_ids AS text[]), CAST(:origins AS text[]), CAST(:retries AS int[]),"
+            " CAST(:names AS text[]), CAST(:keys AS text[]), CAST(:tokens AS int[]), CAST(:partitions AS int[]))"
+            " AS w (task_id, origin, retries, task_name, task_key, token_id, partition_id)"
+            " WHERE NOT EXISTS (SELECT FROM {claim} later WHERE later.task_id = w.task_id"
+            " AND later.origin = w.origin AND later.retries > w.retries)"
+            " ORDER BY w.task_key ON CONFLICT DO NOTHING RETURNING task_id, origin, retries"
+        )
+        self._settle_keys = sql(
+            "WITH gone AS (SELECT c.task_id, c.origin, c.retries FROM {claim} c"
+            " WHERE c.task_key = ANY(CAST(:keys AS text[])) AND c.state = 'running' AND NOT {alive}"
+            " ORDER BY c.task_key FOR UPDATE OF c SKIP LOCKED)"
+            " UPDATE {claim} c SET state = 'lost', finished_on = clock_timestamp() FROM gone"
+            " WHERE c.task_id = gone.task_id AND c.origin = gone.origin AND c.retries = gone.retries"
+        )
+        self._take_over = sql(
+            "UPDATE {claim} c SET state = 'running', node = :name, incarnation = :incarnation,"
+            " attempt = c.attempt + (c.state = 'lost')::int, created_on = clock_timestamp(), finished_on = NULL"
+            " FROM {wanted} WHERE c.task_id = w.task_id AND c.origin = w.origin AND c.retries = w.retries"
+            " AND (c.state = 'lost' OR (c.state = 'running' AND c.incarnation = :incarnation))"
+            " AND NOT EXISTS (SELECT FROM {claim} other WHERE other.task_key = c.task_key AND other.state = 'running'"
+            " AND (other.task_id, other.origin, other.retries) <> (c.task_id, c.origin, c.retries))"
+            " AND NOT EXISTS (SELECT FROM {claim} later WHERE later.task_id = w.task_id"
+            " AND later.origin = w.origin AND later.retries > w.retries)"
+            " RETURNING c.task_id, c.origin, c.retries"
+        )
+        self._draw_fences = sql(
+            "UPDATE {claim} c SET fence = ({timeline}() << 40) + nextval('{fence_seq}') FROM {wanted}"
+            " WHERE c.task_id = w.task_id AND c.origin = w.origin AND c.retries = w.retries"
+            " RETURNING c.task_id, c.origin, c.retries, c.fence, c.attempt"
+        )
+        self._standing = sql(
+            "SELECT w.task_id, w.origin, w.retries, own.state, own.node,"
+            " EXISTS (SELECT FROM {claim} later WHERE later.task_id = w.task_id AND later.origin = w.origin"
+            " AND later.retries > w.retries) AS superseded"
+            " FROM {wanted} LEFT JOIN {claim} own ON own.task_id = w.task_id AND own.origin = w.origin"
+            " AND own.retries = w.retries"
+        )
+        self._lose = sql(
+            "WITH gone AS (SELECT c.task_id, c.origin, c.retries FROM {claim} c"
+            " WHERE c.state = 'running' AND c.incarnation = :incarnation ORDER BY c.task_key"
+            " FOR UPDATE OF c SKIP LOCKED)"
+            " UPDATE {claim} c SET state = 'lost', finished_on = clock_timestamp() FROM gone"
+            " WHERE c.task_id = gone.task_id AND c.origin = gone.origin AND c.retries = gone.retries"
+            " RETURNING c.partition_id"
+        )
+        self._settle = sql(
+            "WITH gone AS (SELECT c.task_id, c.origin, c.retries FROM {claim} c"
+            " WHERE c.state = 'running' AND NOT {alive} ORDER BY c.task_key FOR UPDATE OF c SKIP LOCKED)"
+            " UPDATE {claim} c SET state = 'lost', finished_on = clock_timestamp() FROM gone"
+            " WHERE c.task_id = gone.task_id AND c.origin = gone.origin AND c.retries = gone.retries"
+            " RETURNING c.partition_id"
+        )
+        self._running = sql(
+            "SELECT c.task_id, c.origin, c.retries FROM {claim} c JOIN {wanted} ON c.task_id = w.task_id"
+            " AND c.origin = w.origin AND c.retries = w.retries WHERE c.state = 'running' AND {alive}"
+        )
+
+    def end(self, tx: Connection, endings: Sequence[Ending]) -> set[Run]:
+        """Record ends; the runs that are recorded. A run missing from the answer was taken over by another node.
+
+        Recording the same end twice is no error, so a batch whose commit was in doubt can be sent again.
+        """
+        params = {
+            **_arrays(ending.run for ending in endings),
+            "fences": [ending.fence for ending in endings],
+            "states": [ending.state for ending in endings],
+        }
+        return {Run(*row) for row in tx.execute(self._end, params)}
+
+    def claim(self, tx: Connection, name: str, incarnation: int, wanted: Sequence[Wanted]) -> dict[Run, Outcome]:
+        """Claim each run for this incarnation; every run gets an outcome of its own.
+
+        Runs of one key must not be claimed in one batch.
+        """
+        me = {"name": name, "incarnation": incarnation}
+        owned = {
+            row.partition_id
+            for row in tx.execute(self._owned, {**me, "partitions": sorted({want.partition for want in wanted})})
+        }
+        outcomes: dict[Run, Outcome] = {want.run: NotOurs() for want in wanted if want.partition not in owned}
+        ours = [want for want in wanted if want.partition in owned]
+        granted = self._insert_claims(tx, me, ours)
+        left = [want for want in ours if want.run not in granted]
+        if left:
+            granted |= self._resolve(tx, me, left)
+            outcomes.update(self._refusals(tx, [want for want in left if want.run not in granted]))
+        if granted:
+            for row in tx.execute(self._draw_fences, _arrays(granted)):
+                outcomes[Run(*row[:3])] = Granted(row.fence, row.attempt)
+        return outcomes
+
+    def lose(self, tx: Connection, incarnation: int) -> set[int]:
+        """Mark the running claims of an incarnation lost; their partitions.
+
+        A claim that its holder locked under ``guard`` is left alone: it is settled by the next pass.
+        """
+        return {row.partition_id for row in tx.execute(self._lose, {"incarnation": incarnation})}
+
+    def settle(self, tx: Connection) -> set[int]:
+        """Mark every running claim lost whose holder is dead or gone; their partitions."""
+        return {row.partition_id for row in tx.execute(self._settle)}
+
+    def running(self, tx: Connection, runs: Sequence[Run]) -> set[Run]:
+        """Which of these runs are running at a live node."""
+        return {Run(*row) for row in tx.execute(self._running, _arrays(runs))} if runs else set()
+
+    def _insert_claims(self, tx: Connection, me: dict[str, object], wanted: Sequence[Wanted]) -> set[Run]:
+        if not wanted:
+            return set()
+        params = {
+            **me,
+            **_arrays(want.run for want in wanted),
+            "names": [want.task_name for want in wanted],
+            "keys": [want.key for want in wanted],
+            "tokens": [want.token for want in wanted],
+            "partitions": [want.partition for want in wanted],
+        }
+        return {Run(*row) for row in tx.execute(self._insert, params)}
+
+    def _resolve(self, tx: Connection, me: dict[str, object], left: Sequence[Wanted]) -> set[Run]:
+        """Take over what a dead holder left, or what this incarnation claimed without hearing the answer."""
+        tx.execute(self._settle_keys, {"keys": [want.key for want in left]})
+        taken = {Run(*row) for row in tx.execute(self._take_over, {**me, **_arrays(want.run for want in left)})}
+        return taken | self._insert_claims(tx, me, [want for want in left if want.run not in taken])
+
+    def _refusals(self, tx: Connection, left: Sequence[Wanted]) -> dict[Run, Outcome]:
+        if not left:
+            return {}
+        refusals: dict[Run, Outcome] = {}
+        for row in tx.execute(self._standing, _arrays(want.run for want in left)):
+            run = Run(*row[:3])
+            if row.superseded or row.state in ("done", "failed", "retried"):
+                refusals[run] = Known(row.state or "retried")
+            else:
+                refusals[run] = Busy(row.node or "")
+        return refusals
+
+
+def _arrays(runs: Iterable[Run]) -> dict[str, object]:
+    listed = list(runs)
+    return {
+        "task_ids": [run.task_id for run in listed],
+        "origins": [run.origin for run in listed],
+        "retries": [run.retries for run in listed],
+    }

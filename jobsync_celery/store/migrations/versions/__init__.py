@@ -1,0 +1,1 @@
+"""Revisions, each with ``upgrade(tables)``: names come from the database, so that prefix and schema apply."""

@@ -1,0 +1,217 @@
+"""Nodes in the database: register, renew, drain, declare dead, leave.
+
+Expiry is compared with the database's clock in one statement only, :meth:`Nodes.renew`, which reports the age
+of each watched row; everywhere else a node is gone only because its row says so, or is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from jobsync_celery.core.model import Member
+from jobsync_celery.store.database import Database, Link
+
+#: How many of the oldest nodes watch the others: one leads, the rest take over from it.
+WATCHERS = 3
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a node says of itself when it registers.
+
+    Arguments:
+        presence: names the lock file that the process and its pool children hold (see ``runtime.presence``).
+        lease_sec: after how many seconds without renewal the node may be declared dead.
+    """
+
+    name: str
+    weight: float
+    lease_sec: float
+    hostname: str
+    presence: str
+    pid: int
+    version: str
+    kind: str = "celery"
+
+
+@dataclass(frozen=True)
+class Incumbent:
+    """The row that already stands under a node's name."""
+
+    incarnation: int
+    state: str
+    renewals: int
+    presence: str
+    hostname: str
+    pid: int
+
+    @property
+    def gone(self) -> bool:
+        """Whether the row itself says that nobody uses the name."""
+        return self.state not in ("live", "draining")
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """The answer to a heartbeat.
+
+    ``misplaced``: some partition waits to be taken or released by this node. ``unsettled``: a partition or a
+    running claim still belongs to an incarnation that is gone. ``members`` is empty unless this node watches.
+    """
+
+    state: str
+    database_time: float
+    timeline: int
+    misplaced: bool
+    unsettled: bool
+    members: tuple[Member, ...]
+
+    @property
+    def watching(self) -> bool:
+        return bool(self.members)
+
+
+class Nodes:
+    """The rows of ``sync_node``."""
+
+    def __init__(self, database: Database) -> None:
+        sql = database.sql
+        self._find = sql(
+            "SELECT incarnation, state, renewals, coalesce(presence, '') AS presence,"
+            " coalesce(hostname, '') AS hostname, coalesce(pid, 0) AS pid FROM {node} WHERE name = :name"
+        )
+        self._register = sql(
+            "INSERT INTO {node} AS n (name, incarnation, kind, state, created_on, last_heartbeat, renewals, weight,"
+            " lease_sec, hostname, presence, pid, version)"
+            " VALUES (:name, nextval('{incarnation_seq}'), :kind, 'live', clock_timestamp(), clock_timestamp(), 0,"
+            " :weight, :lease_sec, :hostname, :presence, :pid, :version)"
+            " ON CONFLICT (name) DO UPDATE SET incarnation = excluded.incarnation, kind = excluded.kind,"
+            " state = 'live', created_on = excluded.created_on, last_heartbeat = excluded.last_heartbeat,"
+            " renewals = 0, weight = excluded.weight, lease_sec = excluded.lease_sec, hostname = excluded.hostname,"
+            " presence = excluded.presence, pid = excluded.pid, version = excluded.version"
+            " WHERE n.state NOT IN ('live', 'draining')"
+            " RETURNING incarnation"
+        )
+        self._renew = sql(
+            "WITH mine AS (UPDATE {node} SET renewals = renewals + 1, last_heartbeat = clock_timestamp()"
+            " WHERE name = :name AND incarnation = :incarnation AND state IN ('live', 'draining') RETURNING state),"
+            " duty AS (SELECT count(*) < :watchers AS watching FROM {node} older"
+            " WHERE older.state IN ('live', 'draining') AND older.incarnation < :incarnation)"
+            " SELECT mine.state, extract(epoch FROM clock_timestamp())::float8 AS database_time,"
+            " {timeline}() AS timeline,"
+            " EXISTS (SELECT FROM {partition} p WHERE (p.target = :name AND p.owner IS NULL)"
+            " OR (p.owner_incarnation = :incarnation AND p.target IS DISTINCT FROM :name)) AS misplaced,"
+            " duty.watching AND (EXISTS (SELECT FROM {partition} p WHERE p.owner_incarnation IS NOT NULL"
+            " AND NOT EXISTS (SELECT FROM {node} o WHERE o.incarnation = p.owner_incarnation"
+            " AND o.state IN ('live', 'draining')))"
+            " OR EXISTS (SELECT FROM {claim} c WHERE c.state = 'running' AND NOT EXISTS (SELECT FROM {node} o"
+            " WHERE o.incarnation = c.incarnation AND o.state IN ('live', 'draining')))) AS unsettled,"
+            " CASE WHEN duty.watching THEN (SELECT json_agg(json_build_array(o.name, o.incarnation, o.state, o.weight,"
+            " o.renewals, extract(epoch FROM clock_timestamp() - o.last_heartbeat), o.lease_sec))"
+            " FROM {node} o WHERE o.state IN ('live', 'draining')) END AS members"
+            " FROM mine, duty",
+        )
+        self._members = sql(
+            "SELECT name, incarnation, state, weight, renewals,"
+            " coalesce(extract(epoch FROM clock_timestamp() - last_heartbeat), 0)::float8 AS age,"
+            " coalesce(lease_sec, 0) AS lease_sec"
+            " FROM {node} WHERE state IN ('live', 'draining') ORDER BY incarnation"
+        )
+        self._drain = sql(
+            "UPDATE {node} SET state = 'draining' WHERE name = :name AND incarnation = :incarnation"
+            " AND state = 'live'"
+        )
+        self._declare_dead = sql(
+            "WITH victim AS (SELECT incarnation FROM {node} WHERE name = :name AND incarnation = :incarnation"
+            " AND state IN ('live', 'draining') AND (CAST(:renewals AS bigint) IS NULL OR renewals = :renewals)"
+            " FOR UPDATE)"
+            " UPDATE {node} n SET state = 'dead' FROM victim WHERE n.incarnation = victim.incarnation"
+            " RETURNING n.incarnation"
+        )
+        self._remove = sql("DELETE FROM {node} WHERE name = :name AND incarnation = :incarnation AND state <> 'dead'")
+        self._everyone = sql(
+            "SELECT name, incarnation, state, created_on, last_heartbeat, hostname, pid, version, weight,"
+            " extract(epoch FROM clock_timestamp() - last_heartbeat)::float8 AS lag FROM {node}"
+            " WHERE state <> 'admin' ORDER BY created_on"
+        )
+
+    def find(self, link: Link, name: str) -> Incumbent | None:
+        """The row under ``name``, or None."""
+        rows = link.statement(self._find, {"name": name})
+        return Incumbent(**rows[0]._mapping) if rows else None
+
+    def register(self, tx: Connection, identity: Identity) -> int | None:
+        """Insert the node as a new incarnation; None if a node that is not gone holds the name."""
+        row = tx.execute(self._register, vars(identity)).first()
+        return int(row.incarnation) if row else None
+
+    def renew(self, link: Link, name: str, incarnation: int) -> Renewal | None:
+        """One heartbeat, one statement; None if this incarnation is dead or gone.
+
+        There is no expiry test: whoever was not declared dead resumes after an outage.
+        """
+        rows = link.statement(self._renew, {"name": name, "incarnation": incarnation, "watchers": WATCHERS})
+        if not rows:
+            return None
+        row = rows[0]
+        members = tuple(_member(*fields) for fields in row.members or ())
+        return Renewal(row.state, row.database_time, int(row.timeline), row.misplaced, row.unsettled, members)
+
+    def members(self, tx: Connection) -> tuple[Member, ...]:
+        """All nodes that are live or draining, oldest first."""
+        return tuple(_member(*row) for row in tx.execute(self._members))
+
+    def drain(self, tx: Connection, name: str, incarnation: int) -> bool:
+        """Mark the node as draining; false if it was not live."""
+        return bool(tx.execute(self._drain, {"name": name, "incarnation": incarnation}).rowcount)
+
+    def declare_dead(self, tx: Connection, name: str, incarnation: int, renewals: int | None) -> bool:
+        """Declare dead by compare-and-set; false if it renewed meanwhile or was gone already.
+
+        ``renewals`` None is for the one case that needs no lease to end: the process is provably gone.
+        """
+        params = {"name": name, "incarnation": incarnation, "renewals": renewals}
+        return tx.execute(self._declare_dead, params).first() is not None
+
+    def remove(self, tx: Connection, name: str, incarnation: int) -> None:
+        """Take the node's row away: it left in good order."""
+        tx.execute(self._remove, {"name": name, "incarnation": incarnation})
+
+    def everyone(self, tx: Connection) -> Sequence[NodeRow]:
+        """Every node with a row, dead ones too, in order of registration."""
+        return [NodeRow(**row._mapping) for row in tx.execute(self._everyone)]
+
+
+@dataclass(frozen=True)
+class NodeRow:
+    """A node as reports show it; ``lag`` is seconds since its last heartbeat by the database's clock."""
+
+    name: str
+    incarnation: int
+    state: str
+    created_on: datetime
+    last_heartbeat: datetime | None
+    hostname: str | None
+    pid: int | None
+    version: str | None
+    weight: float
+    lag: float | None
+
+
+def _member(
+    name: str, incarnation: int, state: Any, weight: float, renewals: int, age: float, lease_sec: float
+) -> Member:
+    return Member(
+        name=name,
+        incarnation=incarnation,
+        state=state,
+        weight=weight,
+        renewals=renewals,
+        age=float(age),
+        timeout=lease_sec or None,
+    )

@@ -1,0 +1,98 @@
+"""Read-only questions about a cluster: status, history, balance. No locks, no promises beyond one snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.engine import Connection
+
+from jobsync_celery.store.database import Database
+from jobsync_celery.store.leader import Leader, Leaders
+from jobsync_celery.store.nodes import NodeRow, Nodes
+
+
+@dataclass(frozen=True)
+class NodeShare:
+    """A node, and what it has: ``targets`` are the partitions it should have, ``owned`` those it has."""
+
+    node: NodeRow
+    targets: int
+    owned: int
+    tokens: int
+    running: int
+    ended: int
+
+
+@dataclass(frozen=True)
+class ClusterStatus:
+    """A cluster at one moment, by the database's clock."""
+
+    at: datetime
+    leader: Leader
+    nodes: tuple[NodeShare, ...]
+    partitions: int
+    unowned: int
+    moving: int
+    running: int
+    rebalances_last_hour: int
+
+    @property
+    def live(self) -> tuple[NodeShare, ...]:
+        """The nodes that are live or draining."""
+        return tuple(share for share in self.nodes if share.node.state in ("live", "draining"))
+
+    @property
+    def state(self) -> str:
+        """In one word or two: stable, rebalancing, degraded, no leader."""
+        if not self.live:
+            return "no leader"
+        if self.unowned or self.moving:
+            return "rebalancing"
+        if any(share.node.state == "dead" for share in self.nodes):
+            return "degraded"
+        return "stable"
+
+
+class Reports:
+    """Questions to the tables of one cluster."""
+
+    def __init__(self, database: Database) -> None:
+        self._nodes = Nodes(database)
+        self._leaders = Leaders(database)
+        sql = database.sql
+        self._shares = sql(
+            "SELECT n.name,"
+            " (SELECT count(*) FROM {partition} p WHERE p.target = n.name) AS targets,"
+            " (SELECT count(*) FROM {partition} p WHERE p.owner_incarnation = n.incarnation) AS owned,"
+            " (SELECT coalesce(sum(p.last_token - p.first_token + 1), 0) FROM {partition} p"
+            " WHERE p.owner_incarnation = n.incarnation AND p.pool = '') AS tokens,"
+            " (SELECT count(*) FROM {claim} c WHERE c.incarnation = n.incarnation AND c.state = 'running') AS running,"
+            " (SELECT count(*) FROM {claim} c WHERE c.incarnation = n.incarnation AND c.state <> 'running') AS ended"
+            " FROM {node} n"
+        )
+        self._totals = sql(
+            "SELECT clock_timestamp() AS at, count(*) AS partitions,"
+            " count(*) FILTER (WHERE owner IS NULL) AS unowned,"
+            " count(*) FILTER (WHERE owner IS NOT NULL AND target IS DISTINCT FROM owner) AS moving,"
+            " (SELECT count(*) FROM {claim} WHERE state = 'running') AS running,"
+            " (SELECT count(*) FROM {rebalance} WHERE triggered_at > clock_timestamp() - interval '1 hour')"
+            " AS rebalances_last_hour FROM {partition}"
+        )
+        self._owner = sql("SELECT owner FROM {partition} WHERE partition_id = :partition")
+
+    def status(self, tx: Connection) -> ClusterStatus:
+        """The cluster as it is now."""
+        shares = {row.name: row for row in tx.execute(self._shares)}
+        nodes = []
+        for node in self._nodes.everyone(tx):
+            row = shares.get(node.name)
+            if row is not None:
+                nodes.append(NodeShare(node, row.targets, row.owned, int(row.tokens), row.running, row.ended))
+        totals = tx.execute(self._totals).one()
+        return ClusterStatus(leader=self._leaders.current(tx), nodes=tuple(nodes), **totals._mapping)
+
+    def owner(self, tx: Connection, partition: int) -> str | None:
+        """The node that owns a partition now; None if it is free."""
+        owner: str | None = tx.execute(self._owner, {"partition": partition}).scalar_one_or_none()
+        return owner
