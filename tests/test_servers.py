@@ -267,6 +267,8 @@ def test_root_runs_postgres_from_programs_that_only_root_can_read(monkeypatch: A
 def test_postgres_in_a_folder_of_the_callers_keeps_it(tmp_path: Path) -> None:
     base = tmp_path if os.geteuid() != 0 else Path("/tmp") / f"jobsync-given-{os.getpid()}"
     folder = base / "pg"
+    base.mkdir(exist_ok=True)
+    base.chmod(0o755)
     try:
         with PrivatePostgres(folder) as server:
             query(server, "CREATE TABLE kept (n int)")
@@ -276,6 +278,13 @@ def test_postgres_in_a_folder_of_the_callers_keeps_it(tmp_path: Path) -> None:
         subprocess.run(["rm", "-rf", str(folder)], check=True)
         if base != tmp_path:
             base.rmdir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="others run it as themselves")
+def test_root_is_told_when_postgres_cannot_reach_its_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    with pytest.raises(ServerError, match="cannot reach"), PrivatePostgres(tmp_path / "pg"):
+        pass
 
 
 def test_redis_keeps_its_data_when_asked(redis_server: PrivateRedis) -> None:

@@ -191,7 +191,8 @@ class Gate:
     def start_next(self) -> bool:
         """A slot is free: start a request in it; false if none may start."""
         while self._ready:
-            if not self._lease.trusted:
+            # A pool that is closing takes a job without a word and forgets it.
+            if not self._lease.trusted or self.pool._state != self.pool.RUN:
                 return False
             delivery = self._ready.popleft()
             if delivery.stage is Stage.READY:

@@ -4,7 +4,7 @@ kombu pops with BRPOP and records the message in `unacked` one round trip later;
 loses it. Here one script does both, for as many messages as there is prefetch credit. It never blocks: when
 all queues are empty, it reads every key, so that the server (CLIENT TRACKING) reports the next push to any.
 To kombu's poller such a wait looks like a BRPOP in flight: `_in_poll` is set, its end makes the socket readable.
-All that is stored has kombu's own format, so ordinary workers can share the server.
+What is stored has kombu's format, so ordinary workers can share the server.
 """
 
 from __future__ import annotations
@@ -178,6 +178,7 @@ class SafeChannel(stock.Channel):
     """Delivers a message only after the step that took it has also recorded it as unacknowledged."""
 
     QoS = SafeQoS
+    _in_poll: Any = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.delivering: str | None = None  #: tag of the recorded message being delivered now
@@ -206,10 +207,11 @@ class SafeChannel(stock.Channel):
 
     def close(self) -> None:
         """Give back what was on its way, then what is unacknowledged."""
-        try:
-            self._settle()
-        except self.connection_errors:
-            logger.debug("connection lost before messages could be given back", exc_info=True)
+        if not self.closed:  # Celery closes some channels twice
+            try:
+                self._settle()
+            except self.connection_errors:
+                logger.debug("connection lost before messages could be given back", exc_info=True)
         super().close()
 
     def _settle(self) -> None:
@@ -230,14 +232,21 @@ class SafeChannel(stock.Channel):
     def _brpop_start(self, timeout: float | None = None) -> None:
         if not (queues := self._queue_cycle.consume(len(self.active_queues))):
             return
-        connection, prefix = self.client.connection, self.global_keyprefix
-        self._set_up(connection)
+        self._set_up(connection := self.client.connection)
+        prefix = self.global_keyprefix
         self._asked = [(name, prefix + self._q_for_pri(name, pri)) for pri in self.priority_steps for name in queues]
         record = "".join("01"[self.ack_emulation and queue not in self._no_ack] for queue in queues)
         names = (prefix + name for name in (self.unacked_key, self.unacked_index_key, SET_ASIDE))
-        limit = min(self.qos.can_consume_max_estimate() or BATCH, BATCH)  # None: unlimited
-        fair = int(not isinstance(self._queue_cycle, priority_cycle))
-        args = [*(key for _, key in self._asked), limit, len(queues), fair, repr(time()), *names, record]
+        fair, limit = int(not isinstance(self._queue_cycle, priority_cycle)), self.qos.can_consume_max_estimate()
+        args = [
+            *(key for _, key in self._asked),
+            min(limit or BATCH, BATCH),
+            len(queues),
+            fair,
+            repr(time()),
+            *names,
+            record,
+        ]
         self._stale = self._waiting = False
         self._in_poll, self._brpop_sent_at = connection, monotonic()
         connection.send_command("EVALSHA", self._script, len(self._asked), *args, check_health=False)
@@ -355,7 +364,7 @@ def safe_transport(transport_cls: type) -> type:
 def restore_unacked(channel: Any, queues: Collection[str], keep: Collection[str]) -> int:
     """Put what others fetched from `queues` and never acknowledged back to the heads, oldest first; how many.
 
-    The tags in `keep` stay, and what is fetched from now on. Nodes may do this at once, beside the visibility sweep too.
+    The tags in `keep` stay, and what is fetched from now on. Nodes may do this at once, and beside the sweep.
     """
     client, unacked, index = _server(channel)
     scores = {tag.decode(): score for tag, score in client.zrange(index, 0, -1, withscores=True)}

@@ -7,6 +7,7 @@ import os
 import select
 import socket
 from collections.abc import Callable, Collection, Sequence
+from inspect import isgenerator
 from typing import Any
 
 from celery import signals
@@ -220,7 +221,7 @@ class WorkerNode:
 
         def fenced_flush() -> None:
             self.lease.advance()
-            _read_results(inner)
+            _read_results(inner, self._worker.hub)
             flush()
             self.gate.flushed()
 
@@ -258,12 +259,13 @@ def _ignore(message: Any) -> None:
     """A message that arrives after the consumer was cancelled."""
 
 
-def _read_results(pool: Any) -> None:
+def _read_results(pool: Any, hub: Any) -> None:
     """Let the pool read what its children have written so far."""
     for fileno in list(pool._fileno_to_outq):
-        for _ in range(1000):
-            if not select.select([fileno], [], [], 0)[0]:
-                break
-            pool.handle_result_event(fileno)
-            if fileno not in pool._fileno_to_outq:
-                break
+        while fileno in pool._fileno_to_outq and select.select([fileno], [], [], 0)[0]:
+            # A message that is read in part goes on where it stopped: the pool keeps a generator for it in the hub.
+            reader = hub.readers.get(fileno, (None, ()))[0]
+            if isgenerator(reader):
+                next(reader, None)
+            else:
+                pool.handle_result_event(fileno)

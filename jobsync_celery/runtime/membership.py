@@ -28,6 +28,7 @@ class _Wait:
 
     incumbent: Incumbent
     since: float
+    refused: bool = False
 
 
 class Membership:
@@ -162,8 +163,9 @@ class Membership:
             self._wait = _Wait(incumbent, now)
             self._report("waiting_for_name", incumbent)
         elif seen.incumbent.renewals != incumbent.renewals:
-            self._wait = _Wait(incumbent, now)
-            self._report("name_taken", incumbent)
+            self._wait = _Wait(incumbent, now, refused=True)
+            if not seen.refused:
+                self._report("name_taken", incumbent)
         elif now - seen.since > self.identity.lease_sec * (1 + DRIFT):
             return True
         self.next_due = now + min(self._interval, 1.0)

@@ -56,6 +56,16 @@ def _send(pid: int, number: int, *, group: bool = False) -> None:
         pass  # gone, or (macOS) a group of zombies
 
 
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 class Guardian:
     """Runs programs for its holder and ends them all with it."""
 
@@ -138,6 +148,10 @@ class Guardian:
         for member in tree:
             _send(member, signal.SIGKILL)
         _send(pid, signal.SIGKILL, group=True)
+        until = time.monotonic() + _FAREWELL_SEC
+        # A member that is still leaving may hold the port open.
+        while self._reap() and any(map(_exists, tree)) and time.monotonic() < until:
+            time.sleep(0.005)
 
     def _running(self) -> list[int]:
         return [pid for pid in self.farewells if pid not in self.exits]

@@ -88,6 +88,8 @@ class PrivatePostgres(PrivateServer):
     def _prepare(self) -> None:
         directory = self.directory
         if self._user is not None:
+            if not _open_to_all(directory.parent):
+                raise ServerError(f"root's PostgreSQL runs as an unprivileged user, who cannot reach {directory}")
             os.chown(directory, *self._user)
         if not self._works(self._programs):
             self._programs = self._copy_of(self._programs)

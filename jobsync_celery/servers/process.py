@@ -27,7 +27,8 @@ Self = TypeVar("Self", bound="PrivateServer")  # typing has its own only from Py
 
 _PORT_TAKEN = re.compile(r"address (is )?already in use|eaddrinuse", re.IGNORECASE)
 _LOG_TAIL = 2000
-_PORT_TRIES = 5
+_FIRST_TRIES = 5  # each on another port
+_AGAIN_TRIES = 25  # on the same port, until what is left of the last run has gone
 
 __all__ = ["Guard", "PrivateServer", "bare_environment", "missing"]
 
@@ -187,7 +188,8 @@ class PrivateServer(ABC):
         if self._guard is None:
             self._open()
         first = self._port is None
-        for attempt in range(_PORT_TRIES):
+        tries = _FIRST_TRIES if first else _AGAIN_TRIES
+        for attempt in range(tries):
             if first:
                 self._port = free_port()
             seen = len(self.log)
@@ -196,7 +198,7 @@ class PrivateServer(ABC):
                 return self
             self._pid = None
             said = self.log[seen:]
-            if attempt + 1 == _PORT_TRIES or not self._try_again(said):
+            if attempt + 1 == tries or not self._try_again(said):
                 break
             time.sleep(0.2)
         raise ServerError(f"the private {self.kind} did not start:\n{said[-_LOG_TAIL:]}")
