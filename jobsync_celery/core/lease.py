@@ -76,9 +76,7 @@ class Watch:
     _last: _Answer | None = field(default=None, repr=False)
     _sightings: Mapping[int, Sighting] = field(default_factory=lambda: MappingProxyType({}), repr=False)
 
-    def observe(
-        self, sent_at: float, received_at: float, database_time: float, members: Iterable[Member]
-    ) -> Watch:
+    def observe(self, sent_at: float, received_at: float, database_time: float, members: Iterable[Member]) -> Watch:
         """Return the watch after one answer: all members that are not dead, as the database showed them.
 
         `sent_at` and `received_at` enclose the statement on the boot clock; `database_time` is the

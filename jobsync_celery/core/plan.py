@@ -32,9 +32,7 @@ def plan(members: Sequence[Member], seats: Sequence[Seat], *, absent: Collection
         staying = {member.name for member in members if member.draining}.union(absent)
         targets.update((seat.number, None) for seat in ordered if seat.target not in staying)
     moves = (
-        Move(seat.number, seat.target, targets[seat.number])
-        for seat in ordered
-        if seat.target != targets[seat.number]
+        Move(seat.number, seat.target, targets[seat.number]) for seat in ordered if seat.target != targets[seat.number]
     )
     return Plan(targets, tuple(moves))
 
@@ -75,9 +73,7 @@ def _share(seats: Sequence[Seat], members: Iterable[Member]) -> dict[int, str]:
 
 
 def _holdings(seats: Iterable[Seat], members: Iterable[Member]) -> dict[str, _Holding]:
-    by_age = {
-        member.name: member for member in sorted(members, key=lambda each: (each.incarnation, each.name))
-    }
+    by_age = {member.name: member for member in sorted(members, key=lambda each: (each.incarnation, each.name))}
     held: dict[str, list[Seat]] = {name: [] for name in by_age}
     returning: Counter[str | None] = Counter()
     for seat in seats:

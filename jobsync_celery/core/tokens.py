@@ -77,9 +77,7 @@ class TokenMap:
 
     def __post_init__(self) -> None:
         if not 1 <= self.partitions <= self.total_tokens:
-            raise ValueError(
-                f"partitions must be 1 to total_tokens ({self.total_tokens}), not {self.partitions}"
-            )
+            raise ValueError(f"partitions must be 1 to total_tokens ({self.total_tokens}), not {self.partitions}")
         size, larger = divmod(self.total_tokens, self.partitions)
         # Worked out once: the router asks at every publish.
         object.__setattr__(self, "_hash", _function(self.hash_function))

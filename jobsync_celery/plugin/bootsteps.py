@@ -15,7 +15,7 @@ from jobsync_celery.plugin.worker import WorkerNode
 logger = logging.getLogger(__name__)
 
 
-class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
+class NodeStep(bootsteps.StartStopStep):
     """Makes the node before the pool forks: its children share the lease and hold the node's name with it."""
 
     name = "jobsync.Node"
@@ -37,7 +37,7 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         worker.jobsync = worker.app.jobsync.node = WorkerNode(worker, cluster, name, participates=participates)
 
 
-class QueuesStep(bootsteps.StartStopStep):  # type: ignore[misc]
+class QueuesStep(bootsteps.StartStopStep):
     """Stands between the consumer and the pool, and follows the broker connection."""
 
     name = "jobsync.Queues"
@@ -77,9 +77,8 @@ class QueuesStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 def _stopping(consumer: Any) -> bool:
-    return bool(
-        consumer.controller.blueprint.state != bootsteps.RUN or worker_state.should_stop or worker_state.should_terminate
-    )
+    closing = consumer.controller.blueprint.state != bootsteps.RUN
+    return bool(closing or worker_state.should_stop or worker_state.should_terminate)
 
 
 def _heartbeat(consumer: Any, heartbeat: float | None) -> float | None:

@@ -26,6 +26,9 @@ class Broker(Protocol):
     def return_copies(self, first: Any, copies: Sequence[Any]) -> None:
         """``first`` was returned to be run again: see to the other copies of it."""
 
+    def settle_stale(self, message: Any, *, again: bool) -> None:
+        """Settle a message that came on an earlier connection; ``again``: its run is to be run again."""
+
     def in_hand(self) -> set[str]:
         """The delivery tags that this process holds, if tags outlive a connection."""
 
@@ -49,6 +52,9 @@ class AmqpBroker:
 
     def return_copies(self, first: Any, copies: Sequence[Any]) -> None:
         self.give_back(copies)
+
+    def settle_stale(self, message: Any, *, again: bool) -> None:
+        """Delivered again already, when that connection was lost: the copy is settled by itself."""
 
     def in_hand(self) -> set[str]:
         return set()
@@ -76,6 +82,13 @@ class RedisBroker:
 
     def return_copies(self, first: Any, copies: Sequence[Any]) -> None:
         self.give_back([copy for copy in copies if copy.delivery_tag != first.delivery_tag])
+
+    def settle_stale(self, message: Any, *, again: bool) -> None:
+        # Tags outlive the connection, and Redis delivers nothing again before the visibility timeout.
+        if again:
+            give_back(self._channel, [message.delivery_tag])
+        else:
+            self._channel.qos._remove_from_indices(message.delivery_tag).execute()
 
     def in_hand(self) -> set[str]:
         return set(self._channel.qos._delivered)

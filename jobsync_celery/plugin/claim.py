@@ -28,7 +28,11 @@ class Ticket:
 
     def packed(self) -> tuple[Any, ...]:
         """As plain values, to travel inside a request."""
-        return tuple(vars(self).values())
+        return (
+            *(getattr(self, name) for name in ("key", "token", "partition", "node", "fence", "attempt")),
+            tuple(self.run),
+            tuple(self.given),
+        )
 
 
 class Claim:

@@ -34,12 +34,12 @@ def coordinated(key: KeySpec) -> Callable[[Decorated], Decorated]:
     Raises:
         SettingsError: ``key`` is none of these.
     """
-    if isinstance(key, bool) or not (isinstance(key, (str, int)) or callable(key)) or key == "":
+    if isinstance(key, bool) or key == "" or not (callable(key) or isinstance(key, (str, int))):
         raise SettingsError(f"coordinated(key={key!r}): give an argument's name, its position, or a callable")
 
     def mark(task: Decorated) -> Decorated:
         # A proxy is not evaluated here: that would finalize the app while its modules are being imported.
-        if type(task) is not type and isinstance(task, Proxy):
+        if isinstance(task, Proxy):
             _proxies.append((task, key))
         else:
             setattr(task, _MARK, key)
@@ -96,11 +96,12 @@ class Registry:
 
     def _look_up(self, name: str) -> Coordination | None:
         task = self._app.tasks.get(name)
+        spec: KeySpec | None
         if task is None:
             # Not remembered as ordinary: the module that has the task may be imported later.
-            spec: KeySpec | None = self._named.get(name)
+            spec = self._named.get(name)
         else:
-            spec = _declared(task, self._app)
+            spec = _declared(task)
             spec = self._named.get(name) if spec is None else spec
         coordination = None if spec is None else Coordination(name, _label(spec), _reader(name, spec, task))
         if coordination is not None or task is not None:
@@ -108,16 +109,13 @@ class Registry:
         return coordination
 
 
-def _declared(task: Task, app: Celery) -> KeySpec | None:
+def _declared(task: Task) -> KeySpec | None:
     for proxy, spec in _proxies:
         resolved = proxy._get_current_object()
         if resolved is task or (resolved.name == task.name and _function(resolved) is _function(task)):
             return spec
-    for holder in (task, task.run, _function(task)):
-        spec = getattr(holder, _MARK, None)
-        if spec is not None:
-            return spec
-    return None
+    marks: list[KeySpec | None] = [getattr(holder, _MARK, None) for holder in (task, task.run, _function(task))]
+    return next((mark for mark in marks if mark is not None), None)
 
 
 def _function(task: Task) -> Any:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from celery import Celery
-from kombu import Queue
+from kombu.entity import Queue
 
 from jobsync_celery.core.model import Run
 from jobsync_celery.plugin.redis_channel import restore_unacked
@@ -73,7 +73,7 @@ class Courier:
                 try:
                     errand()
                     break
-                except Exception as error:  # broker or database away: an errand is never given up
+                except Exception as error:  # noqa: BLE001 - broker or database away: an errand is never given up
                     logger.warning("jobsync: a broker errand failed and is tried again: %r", error)
                     self._disconnect()
                     self._stopping.wait(_RETRY_SEC)

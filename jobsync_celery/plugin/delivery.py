@@ -40,6 +40,7 @@ class Delivery:
     """A request from its arrival at the gate to its settlement; belongs to the event loop's thread."""
 
     __slots__ = (
+        "_after_death",
         "_changed",
         "connection",
         "counted",
@@ -79,7 +80,8 @@ class Delivery:
         self.duplicates: list[Delivery] = []
         #: Whether it raised the prefetch count by one, to be given back once.
         self.counted = False
-        self._changed: Callable[[Delivery], None] = lambda _: None
+        self._changed: Callable[[Delivery], None] = _nothing
+        self._after_death: Callable[[Delivery], None] = _nothing
 
     def __repr__(self) -> str:
         return f"<Delivery {self.run} key={self.key!r} {self.stage.name}>"
@@ -93,44 +95,45 @@ class Delivery:
                 :meth:`leave` once the child is gone.
         """
         request = self.request
-        acknowledge, reject = request._on_ack, request._on_reject
-        succeeded, failed = request.on_success, request.on_failure
-
-        def on_ack(logger: Any, errors: Any) -> None:
-            self._settle(partial(acknowledge, logger, errors), self.outcome or "failed")
-            changed(self)
-
-        def on_reject(logger: Any, errors: Any, requeue: bool) -> None:
-            # Requeued means: to be run again, whatever exception led here.
-            self._settle(partial(reject, logger, errors, requeue), "lost" if requeue else "failed")
-            changed(self)
-
-        def on_success(result: Any, **kwargs: Any) -> None:
-            self.outcome = None if result[0] else "done"
-            try:
-                succeeded(result, **kwargs)
-            finally:  # Celery raises MemoryError and SystemExit results out of these callbacks
-                self.leave(changed)
-
-        def on_failure(info: Any, *args: Any, **kwargs: Any) -> None:
-            error = _cause(info)
-            self.outcome = _outcome(error)
-            try:
-                failed(info, *args, **kwargs)
-            finally:
-                self.leave(after_death if isinstance(error, TimeLimitExceeded) else changed)
-
-        request._on_ack, request._on_reject = on_ack, on_reject
-        request.on_success, request.on_failure = on_success, on_failure
         self._changed = changed
+        self._after_death = after_death
+        request._on_ack = partial(self._on_ack, request._on_ack)
+        request._on_reject = partial(self._on_reject, request._on_reject)
+        request.on_success = partial(self._on_success, request.on_success)
+        request.on_failure = partial(self._on_failure, request.on_failure)
 
-    def leave(self, then: Callable[[Delivery], None] | None = None) -> None:
-        """The request is out of the pool, unless ``then`` is to find that out; later calls change nothing."""
-        if self.finished:
-            return
-        if then is None or then is self._changed:
+    def _on_ack(self, acknowledge: Callable[..., None], logger: Any, errors: Any) -> None:
+        self._settle(partial(acknowledge, logger, errors), self.outcome or "failed")
+        self._changed(self)
+
+    def _on_reject(self, reject: Callable[..., None], logger: Any, errors: Any, requeue: bool) -> None:
+        # Requeued means: to be run again, whatever exception led here.
+        self._settle(partial(reject, logger, errors, requeue), "lost" if requeue else "failed")
+        self._changed(self)
+
+    def _on_success(self, succeeded: Callable[..., None], result: Any, **kwargs: Any) -> None:
+        self.outcome = None if result[0] else "done"
+        try:
+            succeeded(result, **kwargs)
+        finally:  # Celery raises MemoryError and SystemExit results out of these callbacks
+            self.leave()
+
+    def _on_failure(self, failed: Callable[..., None], info: Any, *args: Any, **kwargs: Any) -> None:
+        error = _cause(info)
+        self.outcome = _outcome(error)
+        try:
+            failed(info, *args, **kwargs)
+        finally:
+            if isinstance(error, TimeLimitExceeded):
+                self._after_death(self)
+            else:
+                self.leave()
+
+    def leave(self) -> None:
+        """The request is out of the pool; later calls change nothing."""
+        if not self.finished:
             self.finished = True
-        (then or self._changed)(self)
+            self._changed(self)
 
     def withdraw(self, settlement: Callable[[], None], outcome: str) -> None:
         """Settle a request that never reached the pool."""
@@ -140,6 +143,10 @@ class Delivery:
     def _settle(self, settlement: Callable[[], None], outcome: str) -> None:
         if self.settlement is None:
             self.settlement, self.outcome = settlement, outcome
+
+
+def _nothing(delivery: Delivery) -> None:
+    """Before the delivery is armed nobody has to be told."""
 
 
 def _cause(info: Any) -> BaseException | None:

@@ -213,7 +213,7 @@ class Gate:
                 node=self._node,
                 fence=granted.fence,
                 attempt=granted.attempt,
-                run=tuple(delivery.run),
+                run=delivery.run,
                 given=given,
             ),
         )
@@ -248,18 +248,17 @@ class Gate:
         self._scribe.end(Ending(delivery.run, delivery.granted.fence, outcome, delivery.partition), reply)
 
     def _on_end(self, delivery: Delivery, answer: Answer) -> None:
-        # What came on an earlier connection cannot be settled: the broker delivers it again.
-        first = delivery if delivery.connection == self.connection else None
+        message = delivery.request.message
+        fresh = delivery.connection == self.connection
         copies = [copy.request.message for copy in delivery.duplicates if copy.connection == self.connection]
         if not (isinstance(answer, Recorded) and answer.ours):
             # Another node took the run over: never acknowledge what was lost.
-            self.broker.drop([*([first.request.message] if first else []), *copies])
-        elif first is not None and first.settlement is not None:
-            first.settlement()
-            self._settle_copies(first, copies)
-        elif delivery.outcome == "lost":
-            self.broker.give_back(copies)
+            self.broker.drop([message, *copies] if fresh else copies)
         else:
+            if fresh and delivery.settlement is not None:
+                delivery.settlement()
+            else:
+                self.broker.settle_stale(message, again=delivery.outcome == "lost")
             self._settle_copies(delivery, copies)
         self._advance(self.forget(delivery))
         self._gone()
@@ -330,9 +329,7 @@ class Gate:
 
     def pending(self, partition: int) -> bool:
         """Whether something of this partition is still to be given back."""
-        return any(
-            one.partition == partition and (one.stage in UNSTARTED or one.returning) for one in self.lanes
-        )
+        return any(one.partition == partition and (one.stage in UNSTARTED or one.returning) for one in self.lanes)
 
     @property
     def running(self) -> bool:

@@ -43,9 +43,7 @@ class JobSync:
         SettingsError: a setting is unknown or impossible, or no database is named.
     """
 
-    def __init__(
-        self, app: Celery, config: CoordinationConfig | Mapping[str, Any] | object | None = _UNSET
-    ) -> None:
+    def __init__(self, app: Celery, config: CoordinationConfig | Mapping[str, Any] | object | None = _UNSET) -> None:
         self.app = app
         self.config = CoordinationConfig.of(_from_app(app) if config is _UNSET else config)
         self.cluster = None if self.config is None else Cluster(app, self.config)

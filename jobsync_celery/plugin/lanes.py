@@ -22,6 +22,10 @@ class Lanes:
     def __iter__(self) -> Iterator[Delivery]:
         return iter(list(self._by_run.values()))
 
+    def has(self, run: Run) -> bool:
+        """Whether a run is in hand. Any thread."""
+        return run in self._by_run
+
     def same_run(self, delivery: Delivery) -> Delivery | None:
         """A delivery of the same run that is in hand already."""
         return self._by_run.get(delivery.run)

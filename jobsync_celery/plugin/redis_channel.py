@@ -41,7 +41,7 @@ TAKE = r"""
 local limit, width, fair, now = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
 local found, count, refused = {}, 0, nil
 local function described(raw)
-    local text = raw
+    local text, json = raw, cjson.encode
     if raw:sub(1, 10) == '{"body": "' then  -- the body may be large, and is not needed
         local stop = raw:find('"', 11, true)
         if stop and raw:byte(stop - 1) ~= 92 then text = '{"body":"' .. raw:sub(stop) end
@@ -52,8 +52,7 @@ local function described(raw)
     end
     local tag, info = message.properties.delivery_tag, message.properties.delivery_info
     if type(tag) ~= 'string' and type(tag) ~= 'number' then error('no delivery tag') end
-    local ends = ', ' .. cjson.encode(info.exchange) .. ', ' .. cjson.encode(info.routing_key) .. ']'
-    return {tostring(tag), '[' .. raw .. ends}
+    return {tostring(tag), '[' .. raw .. ', ' .. json(info.exchange) .. ', ' .. json(info.routing_key) .. ']'}
 end
 local function take(at)
     local raw, queue, tag = redis.call('RPOP', KEYS[at]), (at - 1) % width + 1, ''
@@ -232,21 +231,14 @@ class SafeChannel(stock.Channel):
     def _brpop_start(self, timeout: float | None = None) -> None:
         if not (queues := self._queue_cycle.consume(len(self.active_queues))):
             return
-        self._set_up(connection := self.client.connection)
-        prefix = self.global_keyprefix
+        connection, prefix = self.client.connection, self.global_keyprefix
+        self._set_up(connection)
         self._asked = [(name, prefix + self._q_for_pri(name, pri)) for pri in self.priority_steps for name in queues]
         record = "".join("01"[self.ack_emulation and queue not in self._no_ack] for queue in queues)
         names = (prefix + name for name in (self.unacked_key, self.unacked_index_key, SET_ASIDE))
-        fair, limit = int(not isinstance(self._queue_cycle, priority_cycle)), self.qos.can_consume_max_estimate()
-        args = [
-            *(key for _, key in self._asked),
-            min(limit or BATCH, BATCH),
-            len(queues),
-            fair,
-            repr(time()),
-            *names,
-            record,
-        ]
+        limit = min(self.qos.can_consume_max_estimate() or BATCH, BATCH)  # None: unlimited
+        fair = int(not isinstance(self._queue_cycle, priority_cycle))
+        args = [*(key for _, key in self._asked), limit, len(queues), fair, repr(time()), *names, record]
         self._stale = self._waiting = False
         self._in_poll, self._brpop_sent_at = connection, monotonic()
         connection.send_command("EVALSHA", self._script, len(self._asked), *args, check_health=False)
@@ -297,8 +289,8 @@ class SafeChannel(stock.Channel):
         if self._batch:
             self._flush_brpop_reauth()
             return self._deliver_batch()
-        if not self._stale:
-            self._in_poll, self._waiting = self.client.connection, True
+        self._waiting = not self._stale
+        self._in_poll = self._waiting and self.client.connection
         raise Empty()
 
     def _read_answer(self) -> None:
@@ -309,10 +301,10 @@ class SafeChannel(stock.Channel):
             found, self._session, self._stale = [], None, True
         for at, tag, raw in zip(found[::3], found[1::3], found[2::3], strict=True):
             queue, key = self._asked[abs(at) - 1]
-            if at < 0:
+            if at > 0:
+                self._batch.append(Taken(tag.decode(), raw, [key], queue))
+            else:
                 logger.error("unreadable message of queue %s set aside in %s", queue, SET_ASIDE)
-                continue
-            self._batch.append(Taken(tag.decode(), raw, [key], queue))
         if not found:  # the wait for the next push begins, and a report may already be in the buffer
             self._read_reports(connection)
 

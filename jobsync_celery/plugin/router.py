@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kombu import Exchange, Queue
+from kombu.entity import Exchange, Queue
 
 from jobsync_celery.core.tokens import TokenMap
 from jobsync_celery.plugin.coordinated import Registry

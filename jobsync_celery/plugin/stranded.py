@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from kombu.utils.json import loads
+from kombu.utils import json
 
 from jobsync_celery.core.model import Run
 from jobsync_celery.plugin.router import ORIGIN
+
+_loads: Any = json.loads
 
 
 def unacked_runs(channel: Any, queues: Collection[str]) -> dict[str, Run]:
@@ -17,7 +19,7 @@ def unacked_runs(channel: Any, queues: Collection[str]) -> dict[str, Run]:
     with channel.conn_or_acquire() as client:
         entries = client.hgetall(channel.global_keyprefix + channel.unacked_key)
     for tag, entry in entries.items():
-        message, _, routing_key = loads(entry)
+        message, _, routing_key = _loads(entry)
         headers = message.get("headers") or {}
         if routing_key in queues and "id" in headers:
             text = tag.decode() if isinstance(tag, bytes) else str(tag)

@@ -110,7 +110,9 @@ class WorkerNode:
         gate.pool = self._worker.pool
         gate.changed = self._changed
         gate.after_death = self._after_death
-        if not self._started:
+        if self._started:
+            self._border.recover()  # what was fetched on the lost connection
+        else:
             self._start()
 
     def disconnected(self) -> None:
@@ -202,7 +204,9 @@ class WorkerNode:
 
     def _running(self, runs: Sequence[Run]) -> Collection[Run]:
         with self._cluster.store.database.transaction(f"jobsync {self.name} recovery") as tx:
-            return self._cluster.store.claims.running(tx, runs)
+            running = self._cluster.store.claims.running(tx, runs)
+        # A run of our own that is no longer in hand was given up with its connection: it is ours to get back.
+        return [run for run, node in running.items() if node != self.name or self.gate.lanes.has(run)]
 
     # -- details ------------------------------------------------------------------------------------------------
 

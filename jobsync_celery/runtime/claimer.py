@@ -146,7 +146,7 @@ class Claimer:
                 claims = [self._claims.popleft() for _ in range(min(len(self._claims), _MOST_IN_BATCH))]
             try:
                 pause = self._process(ends, claims)
-            except Exception as error:  # a thread that dies silently would hold every key for ever
+            except Exception as error:  # noqa: BLE001 - a thread that dies silently would hold every key for ever
                 self._events("loop_error", error=repr(error))
                 pause = self._put_back(ends, claims, repr(error))
 

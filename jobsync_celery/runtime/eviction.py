@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy.engine import Connection
-
+from jobsync_celery.store.database import Connection
 from jobsync_celery.store.store import Store
 
 

@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from sqlalchemy.engine import Connection
-
 from jobsync_celery.core.lease import Watch
 from jobsync_celery.core.model import Member, Plan, Seat
 from jobsync_celery.core.plan import plan
@@ -19,15 +17,15 @@ from jobsync_celery.core.tokens import TokenMap
 from jobsync_celery.runtime.clock import boot_clock
 from jobsync_celery.runtime.events import Events
 from jobsync_celery.runtime.eviction import evict, settle
-from jobsync_celery.store.database import Link
+from jobsync_celery.store.database import Connection, Link
 from jobsync_celery.store.leader import Leader, Rebalance
 from jobsync_celery.store.nodes import Renewal
 from jobsync_celery.store.store import Store
 
 #: Joins within this many seconds are one plan.
 _GATHER_SEC = 0.5
-#: While the first plan is held back, look again after so many seconds.
-_HELD_BACK_SEC = 0.5
+#: When the first plan is held back, or the database did not let us plan, try again after so many seconds.
+_LATER_SEC = 0.5
 
 
 @dataclass(frozen=True)
@@ -183,13 +181,13 @@ class Leadership:
             self._planned_now(made, leader, "node dead")
 
     def _plan(self, now: float) -> None:
-        self._plan_at = None
+        self._plan_at = now + _LATER_SEC
         with self._link.transaction() as tx:
             if self._held_back(tx, now):
-                self._plan_at = now + _HELD_BACK_SEC
                 return
             self._forget_returned(now)
             made, leader = rebalance(tx, self._store, self._tokens, self._reason, self._awaited)
+        self._plan_at = None
         self._planned_now(made, leader, self._reason)
         self._reason = "membership"
 
@@ -199,9 +197,7 @@ class Leadership:
             self._term = leader.term
             self._events("leader_changed", name=leader.node, term=leader.term)
         if made.moves:
-            self._events(
-                "rebalanced", reason=reason, moved=len(made.moves), nodes=len(self._members), term=leader.term
-            )
+            self._events("rebalanced", reason=reason, moved=len(made.moves), nodes=len(self._members), term=leader.term)
         if self._awaited:
             due = min(self._awaited.values())
             self._plan_at = due if self._plan_at is None else min(self._plan_at, due)
@@ -230,9 +226,7 @@ class Leadership:
 
     def _forget_returned(self, now: float) -> None:
         here = {member.name for member in self._members.values()}
-        self._awaited = {
-            name: until for name, until in self._awaited.items() if until > now and name not in here
-        }
+        self._awaited = {name: until for name, until in self._awaited.items() if until > now and name not in here}
 
 
 def _history(

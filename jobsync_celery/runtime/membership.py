@@ -85,10 +85,10 @@ class Membership:
         """Ask for no more work: the leader plans without this node."""
         if self.incarnation is None or self.draining:
             return
-        self.draining = True
         with self._link.transaction() as tx:
             if self._store.nodes.drain(tx, self.name, self.incarnation):
                 self._store.notify(tx, "members")
+        self.draining = True
         self._events("node_draining", name=self.name)
 
     def leave(self) -> None:
@@ -166,7 +166,7 @@ class Membership:
             self._wait = _Wait(incumbent, now, refused=True)
             if not seen.refused:
                 self._report("name_taken", incumbent)
-        elif now - seen.since > self.identity.lease_sec * (1 + DRIFT):
+        elif now - seen.since > max(self.identity.lease_sec, incumbent.lease_sec) * (1 + DRIFT):
             return True
         self.next_due = now + min(self._interval, 1.0)
         return False

@@ -136,7 +136,7 @@ class Node:
             except StoreError as error:
                 self._events("loop_error", error=str(error))
                 self.membership.retry_soon()
-            except Exception as error:  # a loop that dies silently would leave its partitions to nobody
+            except Exception as error:  # noqa: BLE001 - a loop that dies silently would leave its partitions to nobody
                 self._events("loop_error", error=repr(error))
                 self.membership.retry_soon()
             self._sleep()

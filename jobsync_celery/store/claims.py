@@ -17,9 +17,7 @@ from jobsync_celery.core.model import Run
 from jobsync_celery.store.database import Database
 
 #: A claim's holder is alive: its incarnation has a row that is not dead.
-_ALIVE = (
-    "EXISTS (SELECT FROM {node} n WHERE n.incarnation = c.incarnation AND n.state IN ('live', 'draining'))"
-)
+_ALIVE = "EXISTS (SELECT FROM {node} n WHERE n.incarnation = c.incarnation AND n.state IN ('live', 'draining'))"
 _WANTED = (
     "unnest(CAST(:task_ids AS text[]), CAST(:origins AS text[]), CAST(:retries AS int[]))"
     " AS w (task_id, origin, retries)"
@@ -134,11 +132,13 @@ class Claims:
             " RETURNING c.task_id, c.origin, c.retries, c.fence, c.attempt"
         )
         self._standing = sql(
-            "SELECT w.task_id, w.origin, w.retries, own.state, own.node,"
+            "SELECT w.task_id, w.origin, w.retries, own.state, holder.node,"
             " EXISTS (SELECT FROM {claim} later WHERE later.task_id = w.task_id AND later.origin = w.origin"
             " AND later.retries > w.retries) AS superseded"
-            " FROM {wanted} LEFT JOIN {claim} own ON own.task_id = w.task_id AND own.origin = w.origin"
-            " AND own.retries = w.retries"
+            " FROM unnest(CAST(:task_ids AS text[]), CAST(:origins AS text[]), CAST(:retries AS int[]),"
+            " CAST(:keys AS text[])) AS w (task_id, origin, retries, task_key)"
+            " LEFT JOIN {claim} own ON own.task_id = w.task_id AND own.origin = w.origin AND own.retries = w.retries"
+            " LEFT JOIN {claim} holder ON holder.task_key = w.task_key AND holder.state = 'running'"
         )
         self._lose = sql(
             "WITH gone AS (SELECT c.task_id, c.origin, c.retries FROM {claim} c"
@@ -156,7 +156,7 @@ class Claims:
             " RETURNING c.partition_id"
         )
         self._running = sql(
-            "SELECT c.task_id, c.origin, c.retries FROM {claim} c JOIN {wanted} ON c.task_id = w.task_id"
+            "SELECT c.task_id, c.origin, c.retries, c.node FROM {claim} c JOIN {wanted} ON c.task_id = w.task_id"
             " AND c.origin = w.origin AND c.retries = w.retries WHERE c.state = 'running' AND {alive}"
         )
 
@@ -205,9 +205,9 @@ class Claims:
         """Mark every running claim lost whose holder is dead or gone; their partitions."""
         return {row.partition_id for row in tx.execute(self._settle)}
 
-    def running(self, tx: Connection, runs: Sequence[Run]) -> set[Run]:
-        """Which of these runs are running at a live node."""
-        return {Run(*row) for row in tx.execute(self._running, _arrays(runs))} if runs else set()
+    def running(self, tx: Connection, runs: Sequence[Run]) -> dict[Run, str]:
+        """Which of these runs are running at a live node, and at which."""
+        return {Run(*row[:3]): row.node for row in tx.execute(self._running, _arrays(runs))} if runs else {}
 
     def _insert_claims(self, tx: Connection, me: dict[str, object], wanted: Sequence[Wanted]) -> set[Run]:
         if not wanted:
@@ -232,7 +232,8 @@ class Claims:
         if not left:
             return {}
         refusals: dict[Run, Outcome] = {}
-        for row in tx.execute(self._standing, _arrays(want.run for want in left)):
+        params = {**_arrays(want.run for want in left), "keys": [want.key for want in left]}
+        for row in tx.execute(self._standing, params):
             run = Run(*row[:3])
             if row.superseded or row.state in ("done", "failed", "retried"):
                 refusals[run] = Known(row.state or "retried")

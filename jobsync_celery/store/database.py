@@ -21,7 +21,7 @@ from jobsync_celery.store.failures import translated
 from jobsync_celery.store.link import Link, Row
 from jobsync_celery.store.watchdog import Watchdog
 
-__all__ = ["Database", "Link", "Row", "Tables", "Timeouts", "set_patience", "translated"]
+__all__ = ["Connection", "Database", "Link", "Row", "Tables", "Timeouts", "set_patience", "translated"]
 
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]*")
 _LONGEST_SUFFIX = len("rebalance_triggered_at")

@@ -20,9 +20,10 @@ class Guard:
 
     def __init__(self, claim_table: str) -> None:
         mine = "WHERE task_id = :task_id AND origin = :origin AND retries = :retries AND fence = :fence"
-        self._hold = text(f"SELECT fence FROM {claim_table} {mine} AND state = 'running' FOR UPDATE")
+        # The table's name is a validated, quoted identifier.
+        self._hold = text(f"SELECT fence FROM {claim_table} {mine} AND state = 'running' FOR UPDATE")  # noqa: S608
         self._complete = text(
-            f"UPDATE {claim_table} SET state = 'done', finished_on = clock_timestamp() {mine} AND state = 'running'"
+            f"UPDATE {claim_table} SET state = 'done', finished_on = clock_timestamp() {mine} AND state = 'running'"  # noqa: S608
             " RETURNING fence"
         )
 

@@ -49,6 +49,7 @@ class Incumbent:
     presence: str
     hostname: str
     pid: int
+    lease_sec: float
 
     @property
     def gone(self) -> bool:
@@ -83,7 +84,8 @@ class Nodes:
         sql = database.sql
         self._find = sql(
             "SELECT incarnation, state, renewals, coalesce(presence, '') AS presence,"
-            " coalesce(hostname, '') AS hostname, coalesce(pid, 0) AS pid FROM {node} WHERE name = :name"
+            " coalesce(hostname, '') AS hostname, coalesce(pid, 0) AS pid, coalesce(lease_sec, 0) AS lease_sec"
+            " FROM {node} WHERE name = :name"
         )
         self._register = sql(
             "INSERT INTO {node} AS n (name, incarnation, kind, state, created_on, last_heartbeat, renewals, weight,"
@@ -123,8 +125,7 @@ class Nodes:
             " FROM {node} WHERE state IN ('live', 'draining') ORDER BY incarnation"
         )
         self._drain = sql(
-            "UPDATE {node} SET state = 'draining' WHERE name = :name AND incarnation = :incarnation"
-            " AND state = 'live'"
+            "UPDATE {node} SET state = 'draining' WHERE name = :name AND incarnation = :incarnation AND state = 'live'"
         )
         self._declare_dead = sql(
             "WITH victim AS (SELECT incarnation FROM {node} WHERE name = :name AND incarnation = :incarnation"

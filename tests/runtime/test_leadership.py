@@ -1,0 +1,392 @@
+"""Leading: who leads, who is evicted by whom, and when a plan is made; nodes are rows, time is the test's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from stage import Clock, Facts, Outage, counts, identity, join, rows, store_at, wanted
+
+from jobsync_celery.core.model import Member
+from jobsync_celery.core.tokens import TokenMap
+from jobsync_celery.errors import StoreUnavailable
+from jobsync_celery.runtime.leadership import FirstPlan, Leadership, leads
+from jobsync_celery.store.store import Store
+
+INTERVAL, TIMEOUT = 2.0, 10.0
+
+
+class Watcher:
+    """A node that beats and leads when told to."""
+
+    def __init__(self, cluster: Cluster, name: str, incarnation: int) -> None:
+        self.name, self.incarnation = name, incarnation
+        self.clock, self.store, self.facts = cluster.clock, cluster.store, Facts()
+        self.link = cluster.store.database.link(name)
+        self.leadership = Leadership(
+            cluster.store,
+            self.link,
+            TokenMap(640, 64, "double_sha256"),
+            self.facts.events,
+            name=name,
+            interval=INTERVAL,
+            timeout=TIMEOUT,
+            first_plan=cluster.first_plan,
+            rejoin_grace=cluster.rejoin_grace,
+            clock=cluster.clock,
+        )
+        self.leadership.reset(incarnation)
+
+    def beat(self) -> None:
+        answer = self.store.nodes.renew(self.link, self.name, self.incarnation)
+        assert answer is not None
+        self.leadership.observe(answer, self.clock.now, self.clock.now)
+
+    def tick(self) -> None:
+        self.leadership.tick(self.clock.now)
+
+
+class Cluster:
+    """Several watchers on one database and one clock."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.clock = store, Clock()
+        self.first_plan, self.rejoin_grace = FirstPlan(), 0.0
+        self.watchers: dict[str, Watcher] = {}
+
+    def join(self, name: str) -> Watcher:
+        watcher = Watcher(self, name, join(self.store, name))
+        self.watchers[name] = watcher
+        return watcher
+
+    def silence(self, name: str) -> Watcher:
+        return self.watchers.pop(name)
+
+    def leave(self, name: str) -> None:
+        watcher = self.watchers.pop(name)
+        with self.store.database.transaction() as tx:
+            self.store.nodes.remove(tx, name, watcher.incarnation)
+            self.store.partitions.free_orphans(tx)
+        watcher.link.close()
+
+    def run(self, seconds: float) -> None:
+        """Let everybody beat at their interval and tick in between; time passes like on a real clock, if coarsely."""
+        elapsed = 0.0
+        while elapsed < seconds:
+            for watcher in list(self.watchers.values()):
+                if elapsed % INTERVAL == 0:
+                    watcher.beat()
+            for watcher in list(self.watchers.values()):
+                watcher.tick()
+            elapsed += 0.25
+            self.clock.pass_by(0.25)
+
+    def settled(self, *names: str) -> None:
+        """Let these join, be planned for and own their share."""
+        for name in names:
+            self.join(name)
+        self.run(2.0)
+        self.obey()
+
+    def obey(self) -> None:
+        """Every partition goes to its target."""
+        rows(
+            self.store,
+            "UPDATE {partition} p SET last_owner = p.owner, owner = n.name, owner_incarnation = n.incarnation"
+            " FROM {node} n WHERE n.name = p.target AND n.state = 'live' AND p.owner IS DISTINCT FROM n.name",
+        )
+
+    def history(self) -> list[tuple[object, ...]]:
+        return rows(
+            self.store,
+            "SELECT trigger_reason, leader_node, nodes_before, nodes_after, tokens_moved FROM {rebalance} ORDER BY id",
+        )
+
+    def states(self) -> dict[object, object]:
+        return dict(rows(self.store, "SELECT name, state FROM {node}"))  # type: ignore[arg-type] # pairs
+
+    def leader(self) -> tuple[object, ...]:
+        return rows(self.store, "SELECT node, term FROM {leader}")[0]
+
+
+@pytest.fixture
+def cluster(database_url: str) -> Iterator[Cluster]:
+    cluster = Cluster(store_at(database_url))
+    yield cluster
+    for watcher in cluster.watchers.values():
+        watcher.link.close()
+
+
+def test_the_oldest_live_node_leads_and_a_draining_one_only_if_all_drain() -> None:
+    a, b, c = Member("a", 1, "draining"), Member("b", 2), Member("c", 3)
+    assert leads([c, b, a]) == b
+    assert leads([a, Member("b", 2, "draining")]) == a
+    assert leads([]) is None
+
+
+def test_only_the_leader_plans(cluster: Cluster) -> None:
+    a, b, c = (cluster.join(name) for name in "abc")
+    for watcher in (c, b):
+        watcher.beat()
+        cluster.clock.pass_by(1)
+        watcher.tick()
+        assert not watcher.leadership.leading
+    assert counts(cluster.store, "target") == {None: 64}
+    a.beat()
+    cluster.clock.pass_by(1)
+    a.tick()
+    assert a.leadership.leading
+    assert sorted(counts(cluster.store, "target").values()) == [21, 21, 22]
+    assert cluster.leader() == ("a", 1)
+    assert a.facts.of("leader_changed") == [{"name": "a", "term": 1}]
+
+
+def test_without_faults_nothing_moves_and_nothing_is_written(cluster: Cluster) -> None:
+    cluster.settled("a", "b", "c")
+    before = rows(cluster.store, "SELECT * FROM {partition} ORDER BY 1"), cluster.history(), cluster.leader()
+    cluster.run(60)
+    after = rows(cluster.store, "SELECT * FROM {partition} ORDER BY 1"), cluster.history(), cluster.leader()
+    assert after == before
+    assert len(cluster.history()) == 1
+    assert set(cluster.states().values()) == {"live"}
+
+
+def test_joins_within_half_a_second_are_one_plan(cluster: Cluster) -> None:
+    cluster.settled("a")
+    leader = cluster.watchers["a"]
+    for name in "bc":
+        cluster.join(name)
+        leader.beat()
+        leader.tick()
+        cluster.clock.pass_by(0.24)
+    assert len(cluster.history()) == 1
+    cluster.clock.pass_by(0.03)
+    leader.tick()
+    assert len(cluster.history()) == 2
+    assert sorted(counts(cluster.store, "target").values()) == [21, 21, 22]
+    assert cluster.history()[-1][1:4] == ("a", 1, 3)
+
+
+def test_a_departure_is_planned_at_once(cluster: Cluster) -> None:
+    cluster.settled("a", "b")
+    cluster.leave("b")
+    leader = cluster.watchers["a"]
+    leader.beat()
+    leader.tick()
+    assert counts(cluster.store, "target") == {"a": 64}
+
+
+def test_a_drain_is_planned_at_once_and_by_the_next_oldest_if_the_leader_drains(cluster: Cluster) -> None:
+    cluster.settled("a", "b")
+    with cluster.store.database.transaction() as tx:
+        cluster.store.nodes.drain(tx, "a", cluster.watchers["a"].incarnation)
+    for watcher in cluster.watchers.values():
+        watcher.beat()
+        watcher.tick()
+    assert counts(cluster.store, "target") == {"b": 64}
+    assert cluster.leader() == ("b", 2)
+
+
+def test_a_silent_node_is_evicted_by_the_leader_when_its_lease_has_ended(cluster: Cluster) -> None:
+    cluster.settled("a", "b", "c")
+    victim = cluster.silence("b")
+    claim(cluster.store, "b", victim.incarnation)
+    cluster.run(TIMEOUT - INTERVAL)
+    assert cluster.states()["b"] == "live"
+    cluster.run(2 * INTERVAL + 0.5)
+    assert cluster.states() == {"a": "live", "b": "dead", "c": "live"}
+    assert counts(cluster.store, "target") == {"a": 32, "c": 32}
+    assert "b" not in counts(cluster.store)
+    assert rows(cluster.store, "SELECT state FROM {claim}") == [("lost",)]
+    assert cluster.watchers["a"].facts.of("node_evicted")[0]["by"] == "a"
+    assert not cluster.watchers["c"].facts.of("node_evicted")
+    assert cluster.history()[-1][0] == "node dead" and cluster.leader() == ("a", 1)
+
+
+def test_a_silent_leader_is_evicted_by_the_next_oldest_who_takes_the_term(cluster: Cluster) -> None:
+    cluster.settled("a", "b", "c")
+    cluster.silence("a")
+    cluster.run(TIMEOUT + INTERVAL + 0.5)
+    assert cluster.states() == {"a": "dead", "b": "live", "c": "live"}
+    assert cluster.leader() == ("b", 2)
+    assert cluster.watchers["b"].facts.of("node_evicted")[0]["victim"] == "a"
+    assert not cluster.watchers["c"].facts.of("node_evicted")
+    assert counts(cluster.store, "target") == {"b": 32, "c": 32}
+
+
+def test_the_leader_and_the_next_oldest_may_die_together(cluster: Cluster) -> None:
+    cluster.settled("a", "b", "c")
+    cluster.silence("a")
+    cluster.silence("b")
+    cluster.run(TIMEOUT + INTERVAL + 0.5)
+    assert cluster.states() == {"a": "dead", "b": "dead", "c": "live"}
+    assert cluster.leader() == ("c", 2)
+    assert counts(cluster.store, "target") == {"c": 64}
+
+
+def test_the_leader_wakes_when_a_lease_could_end(cluster: Cluster) -> None:
+    cluster.settled("a", "b")
+    cluster.silence("b")
+    leader = cluster.watchers["a"]
+    leader.beat()
+    due = leader.leadership.next_due(cluster.clock.now)
+    assert due is not None and 0 < due - cluster.clock.now <= TIMEOUT * 1.01
+
+
+def test_an_observer_that_was_away_itself_evicts_nobody(cluster: Cluster) -> None:
+    cluster.settled("a", "b", "c")
+    cluster.clock.pass_by(5 * TIMEOUT)  # the database was away
+    for watcher in cluster.watchers.values():
+        watcher.tick()
+        watcher.beat()
+        watcher.tick()
+    cluster.run(TIMEOUT * 2)
+    assert set(cluster.states().values()) == {"live"} and len(cluster.history()) == 1
+
+
+def test_after_an_outage_the_silent_get_a_whole_timeout(cluster: Cluster) -> None:
+    cluster.settled("a", "b")
+    cluster.silence("b")
+    cluster.clock.pass_by(5 * TIMEOUT)
+    cluster.run(TIMEOUT - 1)
+    assert cluster.states()["b"] == "live"
+    cluster.run(INTERVAL + 2)
+    assert cluster.states()["b"] == "dead"
+
+
+def test_a_suspect_that_renews_in_the_last_moment_is_not_evicted(cluster: Cluster) -> None:
+    cluster.settled("a", "b")
+    silent = cluster.silence("b")
+    leader = cluster.watchers["a"]
+    for _ in range(5):
+        leader.beat()
+        cluster.clock.pass_by(INTERVAL)
+    cluster.clock.pass_by(0.2)
+    silent.beat()  # after the leader's last look
+    leader.tick()
+    assert cluster.states()["b"] == "live" and len(cluster.history()) == 1
+    silent.link.close()
+
+
+# the first plan
+
+
+def test_the_first_plan_waits_for_the_number_of_nodes_and_says_so(cluster: Cluster) -> None:
+    cluster.first_plan = FirstPlan(minimum_nodes=3)
+    cluster.join("a")
+    cluster.join("b")
+    cluster.run(6)
+    assert counts(cluster.store, "target") == {None: 64}
+    held = cluster.watchers["a"].facts.of("plan_held_back")
+    assert held and (held[-1]["nodes"], held[-1]["minimum_nodes"]) == (2, 3)
+    cluster.join("c")
+    cluster.run(4)
+    assert sorted(counts(cluster.store, "target").values()) == [21, 21, 22]
+    cluster.obey()
+    cluster.leave("c")
+    cluster.run(2)
+    assert counts(cluster.store, "target") == {"a": 32, "b": 32}  # it holds back the first one only
+
+
+def test_the_first_plan_waits_for_the_time_on_enter(cluster: Cluster) -> None:
+    cluster.first_plan = FirstPlan(wait_on_enter=5.0)
+    cluster.join("a")
+    cluster.run(4.5)
+    assert counts(cluster.store, "target") == {None: 64}
+    cluster.run(2)
+    assert counts(cluster.store, "target") == {"a": 64}
+
+
+# waiting for a name to return
+
+
+def test_within_the_grace_a_dead_name_keeps_its_targets_and_returning_moves_nothing(cluster: Cluster) -> None:
+    cluster.rejoin_grace = 30.0
+    cluster.settled("a", "b", "c")
+    before = counts(cluster.store, "target")
+    cluster.silence("b")
+    cluster.run(TIMEOUT + 2 * INTERVAL)
+    assert cluster.states()["b"] == "dead" and counts(cluster.store)[None] == before["b"]
+    assert counts(cluster.store, "target") == before and len(cluster.history()) == 1
+    cluster.join("b")
+    cluster.run(40)
+    assert counts(cluster.store, "target") == before and len(cluster.history()) == 1
+
+
+def test_after_the_grace_the_partitions_go_to_the_others(cluster: Cluster) -> None:
+    cluster.rejoin_grace = 20.0
+    cluster.settled("a", "b")
+    cluster.silence("b")
+    cluster.run(TIMEOUT + 2 * INTERVAL)
+    assert cluster.states()["b"] == "dead"
+    cluster.run(13)
+    assert counts(cluster.store, "target") == {"a": 32, "b": 32}
+    cluster.run(6)
+    assert counts(cluster.store, "target") == {"a": 64}
+
+
+def test_a_plan_that_the_database_did_not_hear_is_made_later(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.rejoin_grace = 20.0
+    cluster.settled("a", "b")
+    cluster.silence("b")
+    cluster.run(TIMEOUT + 2 * INTERVAL)
+    leader = cluster.watchers["a"]
+    due = leader.leadership.next_due(cluster.clock.now)
+    assert due is not None and cluster.states()["b"] == "dead"
+    cluster.run(due - cluster.clock.now - 0.25)
+    leader.beat()
+    cluster.clock.pass_by(0.5)
+    with Outage(leader.link, monkeypatch), pytest.raises(StoreUnavailable):
+        leader.tick()
+    cluster.run(6)
+    assert counts(cluster.store, "target") == {"a": 64}
+
+
+# settling
+
+
+def test_what_a_row_deleted_by_hand_left_behind_is_settled(cluster: Cluster) -> None:
+    cluster.settled("a", "b")
+    victim = cluster.silence("b")
+    claim(cluster.store, "b", victim.incarnation)
+    rows(cluster.store, "DELETE FROM {node} WHERE name = 'b'")
+    cluster.run(2 * INTERVAL)
+    assert counts(cluster.store, "target") == {"a": 64}
+    assert rows(cluster.store, "SELECT state FROM {claim}") == [("lost",)]
+    assert counts(cluster.store) == {"a": 32, None: 32}
+
+
+def test_a_claim_held_under_a_guard_is_settled_at_a_later_heartbeat(cluster: Cluster) -> None:
+    cluster.settled("a", "b")
+    victim = cluster.silence("b")
+    claim(cluster.store, "b", victim.incarnation)
+    with cluster.store.database.transaction("user") as tx:
+        tx.execute(cluster.store.database.sql("SELECT FROM {claim} FOR UPDATE"))
+        cluster.run(TIMEOUT + 2 * INTERVAL)
+        assert cluster.states()["b"] == "dead" and counts(cluster.store, "target") == {"a": 64}
+        assert rows(cluster.store, "SELECT state FROM {claim}") == [("running",)]
+    cluster.run(2 * INTERVAL)
+    assert rows(cluster.store, "SELECT state FROM {claim}") == [("lost",)]
+
+
+def test_a_term_grows_by_one_with_each_change_of_leader(cluster: Cluster) -> None:
+    cluster.settled("a", "b", "c")
+    terms = [cluster.leader()]
+    for name in "ab":
+        cluster.leave(name)
+        cluster.run(INTERVAL)
+        terms.append(cluster.leader())
+    cluster.join("d")
+    cluster.run(INTERVAL * 2)
+    assert terms == [("a", 1), ("b", 2), ("c", 3)] and cluster.leader() == ("c", 3)
+    assert identity("d").name in counts(cluster.store, "target")
+
+
+def claim(store: Store, name: str, incarnation: int) -> None:
+    """A running claim of one of this node's partitions."""
+    number = int(rows(store, "SELECT min(partition_id) FROM {partition} WHERE owner = :name", name=name)[0][0])
+    with store.database.transaction() as tx:
+        outcomes = store.claims.claim(tx, name, incarnation, [wanted("t", partition=number)])
+    assert type(next(iter(outcomes.values()))).__name__ == "Granted"

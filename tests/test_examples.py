@@ -1,0 +1,95 @@
+"""The examples run as their own comments say."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+CELERY = Path(sys.executable).parent / "celery"
+SETTINGS = {"APP", "BROKER_URL", "DATABASE_URL", "APPNAME"}
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def environment(**settings: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in SETTINGS} | settings
+
+
+@contextmanager
+def running(command: list[str | Path], log: Path, folder: Path, settings: dict[str, str]) -> Iterator[None]:
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, cwd=folder, env=settings, stdout=out, stderr=out, start_new_session=True)
+    try:
+        yield
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0, log.read_text()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_for(pattern: str, log: Path, seconds: float = 30) -> str:
+    until = time.monotonic() + seconds
+    while not re.search(pattern, said := log.read_text()):
+        assert time.monotonic() < until, said
+        time.sleep(0.1)
+    return said
+
+
+@pytest.mark.redis
+def test_the_worker_runs_as_the_guide_prints_it(database_url: str, redis_url: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    settings = environment(DATABASE_URL=database_url, BROKER_URL=redis_url, C_FORCE_ROOT="1")
+    with running([sys.executable, "worker.py", "--node-name", "worker-01"], log, EXAMPLES, settings):
+        wait_for("took partitions", log)
+        publish = "import os, worker; from jobsync_celery import *\n" + (
+            "JobSync(worker.app, CoordinationConfig(url=os.environ['DATABASE_URL'])); worker.settle.delay(42, 7)"
+        )
+        subprocess.run([sys.executable, "-c", publish], cwd=EXAMPLES, env=settings, check=True)
+        said = wait_for("worker-01 settles 7 of account 42, fence ", log)
+    assert "worker-01@" in said
+
+
+def test_the_worker_says_what_to_write_when_no_database_is_named() -> None:
+    command = [sys.executable, "worker.py", "--node-name", "worker-01"]
+    done = subprocess.run(command, cwd=EXAMPLES, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "export DATABASE_URL=postgresql://" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_worker_says_what_is_wrong_with_a_setting() -> None:
+    command = [sys.executable, "worker.py", "--node-name", "worker-01"]
+    settings = environment(DATABASE_URL="mysql://localhost/db")
+    done = subprocess.run(command, cwd=EXAMPLES, env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "url must be PostgreSQL" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.redis
+def test_the_minimal_app_runs_as_its_comment_says(database_url: str, redis_url: str, tmp_path: Path) -> None:
+    text = (EXAMPLES / "minimal" / "proj.py").read_text()
+    commands = [line.strip().partition("  #")[0].strip() for line in text.splitlines() if line.startswith("    ")]
+    worker, publish, status = commands[:3]
+    servers = {"redis://localhost:6379/0": redis_url, "postgresql://postgres@localhost/postgres": database_url}
+    for given, ours in servers.items():
+        assert given in text
+        text = text.replace(given, ours)
+    (tmp_path / "proj.py").write_text(text)
+    log, settings = tmp_path / "log", environment(C_FORCE_ROOT="1", PATH=f"{CELERY.parent}:{os.environ['PATH']}")
+    with running(worker.split(), log, tmp_path, settings):
+        subprocess.run(publish, shell=True, cwd=tmp_path, env=settings, check=True)
+        wait_for(r"account 1: 99\b", log)
+        done = subprocess.run(status.split(), cwd=tmp_path, env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("stable; leader one@")
