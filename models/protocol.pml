@@ -75,33 +75,14 @@
 #define V 10
 
 byte iseq, fence, pv, cr;
-byte rinc[NN], rl[NN]; bit rdead[NN], rgone[NN];               /* incarnation, what is left of the lease, dead, gone */
+byte rinc[NN], rl[NN]; bit rdead[NN], rgone[NN];                /* incarnation, what is left of the lease, dead, gone */
 byte owner, target;                                             /* owner: 0 is free; target: a name */
-byte cst[M], cinc[M], cf[M]; bit glk[M], was[M];                        /* was: recorded done at some time */
-bit up[N], hb[N]; byte pinc[N], sinc[N], sdl[N], ht[N];         /* ht: what the lease will have left when the answer is here */
-byte jst[N*J], jm[N*J], ji[N*J], jf[N*J];                       
-#if CL>0
-byte cl; bit jz[N*J];
-#ifdef EPOCHLATE
-bit jw[N*J];
-#endif
-#endif
-bit ost, och; byte ov;                                          /* och: incarnation or renewals of ov changed since they were read */
-#ifdef STEPS
-byte jd[N*J];
-#endif
-#ifdef RULE2
-byte ot; bit osend;
-#endif
-#ifdef BROKER
-bit inq[M]; bit have[N*M];
-#endif
-#ifdef NOSHARE
-byte chk[N];
-#endif
-#ifdef EXACT
-byte eff[M];
-#endif
+byte cst[M], cinc[M], cf[M]; bit glk[M], was[M];                /* was: recorded done at some time */
+bit up[N], hb[N]; byte pinc[N], sinc[N], sdl[N], ht[N];         /* ht: what of the lease the answer will find */
+byte jst[N*J], jm[N*J], ji[N*J], jf[N*J];
+byte cl; bit jz[N*J], jw[N*J];                                  /* jw: seen unaccepted (EPOCHLATE) */
+bit ost, och; byte ov;                                          /* och: ov's incarnation or renewals have changed */
+byte jd[N*J], ot, chk[N], eff[M]; bit osend, inq[M], hnd[N*M]; /* for STEPS, RULE2, NOSHARE, EXACT, BROKER */
 hidden byte k, s2, oth, e;
 
 #if NN==2
@@ -115,19 +96,14 @@ hidden byte k, s2, oth, e;
 #else
 #define LIT(c) assert(c)
 #endif
-#if CL>0
 #define CLR(s) jst[s]=0; jm[s]=0; ji[s]=0; jf[s]=0; jz[s]=0
-#define GATE(s) (jst[s]!=W && jst[s]!=V)      /* the gate knows of it */
-#else
-#define CLR(s) jst[s]=0; jm[s]=0; ji[s]=0; jf[s]=0
-#define GATE(s) 1
-#endif
-#if CL>0 && !defined(NOEPOCH)
+#define GATE(s) (jst[s]!=W && jst[s]!=V)                        /* the gate knows of it */
+#ifndef NOEPOCH
 #define EPOK(s) (!jz[s])
 #else
 #define EPOK(s) 1
 #endif
-#define HV(i,m) have[(i)*M+(m)]
+#define HV(i,m) hnd[(i)*M+(m)]
 #ifdef NOINC
 #define INCOK(i,s) 1
 #else
@@ -163,10 +139,12 @@ hidden byte k, s2, oth, e;
 #define BACK(i,m) skip
 #endif
 
-inline overlap(){ for(k:0 .. (N*J-1)){ for(s2:0 .. (N*J-1)){ assert(!(k<s2 && LB(k) && LB(s2) && KEY(jm[k])==KEY(jm[s2]))) } }; k=0; s2=0 }
+inline overlap(){ for(k:0 .. (N*J-1)){ for(s2:0 .. (N*J-1)){
+  assert(!(k<s2 && LB(k) && LB(s2) && KEY(jm[k])==KEY(jm[s2]))) } }; k=0; s2=0 }
 inline s4(){ for(k:0 .. (N-1)){ LIT(!(sinc[k]!=0 && sdl[k]>0 && !ALIVE(sinc[k]))) }; k=0 }
 #ifdef BROKER
-inline nolost(){ for(k:0 .. (M-1)){ oth=0; for(s2:0 .. (N-1)){ oth=oth|HV(s2,k) }; assert(inq[k] || oth || cst[k]==DONE) }; k=0; s2=0; oth=0 }
+inline nolost(){ for(k:0 .. (M-1)){ oth=0; for(s2:0 .. (N-1)){ oth=oth|HV(s2,k) };
+  assert(inq[k] || oth || cst[k]==DONE) }; k=0; s2=0; oth=0 }
 #endif
 inline evict(v){ /* one transaction: dead, partitions freed, claims lost (SKIP LOCKED), plan */
   e=rinc[v]; rdead[v]=1; rl[v]=0; rgone[v]=0;
@@ -181,7 +159,7 @@ inline grant(i,m){
 #else
   fence++; cst[m]=RUN; cinc[m]=pinc[i]; cf[m]=fence;
 #endif
-  LIT(owner==pinc[i] && ALIVE(pinc[i]));                        /* S2, first half */
+  LIT(owner==pinc[i] && ALIVE(pinc[i]));                        /* granted by the owner, alive */
   s2=i*J; if :: jst[s2]!=0 -> s2++ :: else fi;
   jst[s2]=G; jm[s2]=m; ji[s2]=pinc[i]; jf[s2]=cf[m]; s2=0 }
 #ifdef NOUNIQ
@@ -200,16 +178,17 @@ inline others(m){ oth=0; for(k:0 .. (M-1)){ if :: k!=m && KEY(k)==KEY(m) && cst[
 #define WANT(i,m) (up[i] && pinc[i]!=0 && MAYCLAIM(i,m) && FREE(i) && !MINE(i,m))
 inline outcome(i,m){ others(m);
   if
-  :: KNOWN -> DROP(i,m)                                                                /* known done: acknowledge and drop */
+  :: KNOWN -> DROP(i,m)                                                                /* known done: drop */
   :: !KNOWN && cst[m]!=RUN && !oth && fence<MAXF -> grant(i,m)
-  :: !KNOWN && cst[m]==RUN && !ALIVE(cinc[m]) && !glk[m] && fence<MAXF -> grant(i,m)   /* of a dead incarnation: take over */
+  :: !KNOWN && cst[m]==RUN && !ALIVE(cinc[m]) && !glk[m] && fence<MAXF -> grant(i,m)   /* of a dead one: take over */
 #if CL>0
   :: !KNOWN && cst[m]==RUN && cinc[m]==pinc[i] && ALIVE(cinc[m]) && !glk[m] && fence<MAXF -> grant(i,m)
                                        /* our own, granted before the gate let go of it: found again by its identity */
 #endif
   :: else -> skip                                                                      /* hold */
   fi; oth=0 }
-#define ONSTART(s) LIT(cst[jm[s]]==RUN && cf[jm[s]]==jf[s] && ALIVE(ji[s])); assert(!was[jm[s]]); overlap()   /* S2, S6 */
+/* what holds whenever a body starts: its claim runs under its fence, its node is alive, the run was never done */
+#define ONSTART(s) LIT(cst[jm[s]]==RUN && cf[jm[s]]==jf[s] && ALIVE(ji[s])); assert(!was[jm[s]]); overlap()
 #define OWNEND(s) (cf[jm[s]]==jf[s] && (cst[jm[s]]==RUN || cst[jm[s]]==LOST))
 #define SETDONE(s) cst[jm[s]]=DONE; was[jm[s]]=1; cinc[jm[s]]=0; cf[jm[s]]=0
 
@@ -262,7 +241,7 @@ proctype Slot(byte i; byte s){
 #else
   :: d_step{ jst[s]==X && cst[jm[s]]==RUN && cf[jm[s]]==jf[s] && !glk[jm[s]] -> jst[s]=XG; glk[jm[s]]=1 }
 #endif
-  :: d_step{ jst[s]==XG -> assert(cst[jm[s]]==RUN && cf[jm[s]]==jf[s]); glk[jm[s]]=0; jst[s]=X       /* S5 */
+  :: d_step{ jst[s]==XG -> assert(cst[jm[s]]==RUN && cf[jm[s]]==jf[s]); glk[jm[s]]=0; jst[s]=X    /* none lost commits */
 #ifdef EXACT
        ; assert(eff[jm[s]]==0 || eff[jm[s]]==jf[s]); eff[jm[s]]=jf[s]   /* effects of one attempt only */
 #endif
@@ -291,7 +270,7 @@ proctype Slot(byte i; byte s){
 
 proctype Node(byte i){
   do
-  :: d_step{ up[i] && !hb[i] && pinc[i]!=0 ->                   /* renewal at the database: no expiry test; fails only if the row is dead */
+  :: d_step{ up[i] && !hb[i] && pinc[i]!=0 ->                   /* renewal: no expiry test; fails only if dead */
        if
        :: rinc[NM(i)]==pinc[i] && !rdead[NM(i)] -> rl[NM(i)]=TTL; CHANGED(NM(i)) hb[i]=1; ht[i]=TTL
        :: else -> pinc[i]=0; sinc[i]=0; sdl[i]=0 fi }           /* lease lost */
@@ -317,7 +296,8 @@ proctype Node(byte i){
 #endif
      }
 #ifdef TAKENOW
-  :: d_step{ up[i] && pinc[i]!=0 && target==NM(i) && owner!=pinc[i] && ALIVE(pinc[i]) -> LIT(owner==0); owner=pinc[i] }   /* S3 */
+  :: d_step{ up[i] && pinc[i]!=0 && target==NM(i) && owner!=pinc[i] && ALIVE(pinc[i]) ->
+       LIT(owner==0); owner=pinc[i] }                           /* only what is free is taken */
 #else
 #ifdef TAKENOCHK
   :: d_step{ up[i] && pinc[i]!=0 && target==NM(i) && owner==0 -> LIT(ALIVE(pinc[i])); owner=pinc[i] }
@@ -325,7 +305,7 @@ proctype Node(byte i){
   :: d_step{ up[i] && pinc[i]!=0 && target==NM(i) && owner==0 && ALIVE(pinc[i]) -> owner=pinc[i] }
 #endif
 #endif
-#if CL>0  /* the broker connection is lost: a new epoch; what no child has accepted is forgotten, and its claim will be ended */
+#if CL>0  /* the broker connection is lost: a new epoch, and what no child has accepted is forgotten */
 #ifdef EPOCHLATE
   :: d_step{ up[i] && cl<CL && pinc[i]!=0 -> cl++; for(k:(i*J) .. (i*J+J-1)){ if :: jst[k]==G -> jw[k]=1 :: else fi }; k=0 }
   :: d_step{ up[i] && cl>0 && (jw[i*J] || jw[i*J+J-1]) -> for(k:(i*J) .. (i*J+J-1)){
@@ -347,18 +327,12 @@ proctype Node(byte i){
 #ifdef BROKER
        for(k:0 .. (M-1)){ BACK(i,k) };
 #endif
-#ifdef NOSHARE
        chk[i]=0;
-#endif
 #ifdef ORPHAN  /* the children outlive the main process for a while */
        skip
 #else
        sinc[i]=0; sdl[i]=0;
-       for(k:(i*J) .. (i*J+J-1)){ if :: jst[k]==XG -> glk[jm[k]]=0 :: else fi; CLR(k)
-#ifdef STEPS
-       ; jd[k]=0
-#endif
-       }; k=0
+       for(k:(i*J) .. (i*J+J-1)){ if :: jst[k]==XG -> glk[jm[k]]=0 :: else fi; CLR(k); jd[k]=0 }; k=0
 #endif
 #ifdef BROKER
        ; nolost()
@@ -385,7 +359,7 @@ proctype World(){ /* time; plans (any name, stale ones too); the observer; the s
 #if NN==3
   :: d_step{ pv<PV && target!=2 -> target=2; pv++ }
 #endif
-#ifdef RULE2  /* the observer's own clock: counter unchanged for a whole timeout since it was read (OBSEND: since the read was sent) */
+#ifdef RULE2  /* by the observer's clock: unchanged for a whole lease since it was read (OBSEND: since the read was sent) */
   :: d_step{ !ost && !osend -> osend=1; ot=TTL }
 #ifdef OBSEND
 #define SETOT skip

@@ -1,5 +1,7 @@
 """The smallest app: tasks with one account_id never run at the same time, whatever the number of workers.
 
+In this folder, with a Redis and a PostgreSQL at the addresses below::
+
     celery -A proj worker -n one@%h                                     # as many as you like, named one, two, ...
     python -c "import proj; [proj.settle.delay(n % 7, n) for n in range(100)]"
     celery -A proj jobsync status

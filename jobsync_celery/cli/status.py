@@ -89,7 +89,8 @@ def _paint(console: Console, status: ClusterStatus) -> None:
 
 def _summary(status: ClusterStatus) -> str:
     leader = status.leader
-    led = f"leader {leader.node}, term {leader.term}" if leader.node else "no leader yet"
+    last = "last " if status.state == "no leader" else ""
+    led = f"{last}leader {leader.node}, term {leader.term}" if leader.node else "no leader yet"
     return (
         f"{status.state}; {led}; {status.partitions} partitions, {status.unowned} unowned, {status.moving} moving;"
         f" {status.running} running"
@@ -112,7 +113,7 @@ def _node(share: NodeShare, status: ClusterStatus) -> dict[str, Any]:
     owned = sum(each.tokens for each in status.nodes)
     return {
         "name": share.node.name,
-        "state": share.node.state,
+        "state": "silent" if share.node.silent else share.node.state,
         "lag": None if share.node.lag is None else round(share.node.lag, 3),
         "partitions": share.owned,
         "targets": share.targets,

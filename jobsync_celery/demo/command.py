@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from jobsync_celery.demo import verdict
 from jobsync_celery.demo.checker import Findings, check
 from jobsync_celery.demo.cluster import CONCURRENCY, Workers
-from jobsync_celery.demo.leftovers import remove_queues, remove_tables
+from jobsync_celery.demo.leftovers import check_broker, remove_queues, remove_tables
 from jobsync_celery.demo.observer import Observer
 from jobsync_celery.demo.publisher import Publisher
 from jobsync_celery.demo.records import History, Record
@@ -89,7 +89,7 @@ def _signals() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-def _perform(script: Script, choices: Choices, check_signals: Any) -> int:
+def _perform(script: Script, choices: Choices, check_signals: Callable[[], None]) -> int:
     click.echo("starting " + _servers(choices) + " ...", err=True)
     with prepared(choices, check_signals) as (stage, guard):
         try:
@@ -99,7 +99,7 @@ def _perform(script: Script, choices: Choices, check_signals: Any) -> int:
                 click.echo(f"records and logs: {stage.folder}")
 
 
-def _run(script: Script, choices: Choices, stage: Stage, guard: Guard, check_signals: Any) -> int:
+def _run(script: Script, choices: Choices, stage: Stage, guard: Guard, check_signals: Callable[[], None]) -> int:
     with ExitStack() as stack:
         app = _application(stack, choices, stage, guard)
         crew = _crew(stack, app, script, stage, guard)
@@ -119,15 +119,24 @@ def _run(script: Script, choices: Choices, stage: Stage, guard: Guard, check_sig
 def _application(stack: ExitStack, choices: Choices, stage: Stage, guard: Guard) -> Any:
     """The app with its tables; on servers that are not ours the stack takes everything away again."""
     app = demo_app(stage)
-    if choices.database and not choices.keep:
-        stack.callback(remove_tables, app)
-    if choices.broker:
-        stack.callback(remove_queues, app, stage)
-    stack.callback(guard.close)  # before the above: no worker may be left that makes them anew
     ensure_schema(app.jobsync.cluster.store.database, app.jobsync.cluster.shape)
+    if choices.database and not choices.keep:
+        stack.callback(_take_away, "tables", stage.appname, remove_tables, app)
     app.ledger.create()
     stack.callback(app.ledger.close)
+    if choices.broker:
+        check_broker(app)
+        stack.callback(_take_away, "queues", stage.prefix, remove_queues, app, stage)
+    stack.callback(guard.close)  # before the above: no worker may be left that makes them anew
     return app
+
+
+def _take_away(what: str, prefix: str, remove: Callable[..., None], *arguments: Any) -> None:
+    """What cannot be taken away is told, and must not hide how the demo ended."""
+    try:
+        remove(*arguments)
+    except Exception as error:  # noqa: BLE001 - of broker, driver or store
+        click.echo(f"the demo's {what} {prefix}* could not be removed: {error}", err=True)
 
 
 def _crew(stack: ExitStack, app: Any, script: Script, stage: Stage, guard: Guard) -> Crew:

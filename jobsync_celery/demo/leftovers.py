@@ -1,4 +1,4 @@
-"""Taking away what the demo made on servers that are not its own."""
+"""On servers that are not the demo's own: seeing that they answer, and taking away what it made there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,24 @@ from typing import Any
 from celery import Celery
 
 from jobsync_celery.demo.stage import Stage
+from jobsync_celery.errors import JobsyncError
 from jobsync_celery.store.schema import drop_schema
+
+
+class BrokerMissing(JobsyncError):
+    """Raised when the broker given cannot be used; the message holds no password."""
+
+
+def check_broker(app: Celery) -> None:
+    """Raise :class:`BrokerMissing` unless the broker is one that jobsync serves, and answers."""
+    with app.connection_for_write(connect_timeout=3) as connection:
+        if connection.transport.driver_type not in ("redis", "amqp"):
+            raise BrokerMissing(f"the broker must be Redis or RabbitMQ, not {connection.transport.driver_type}")
+        try:
+            connection.connect()
+            connection.default_channel  # noqa: B018 - Redis connects with the first channel
+        except (*connection.connection_errors, *connection.channel_errors) as error:
+            raise BrokerMissing(f"the broker {connection.as_uri()} does not answer: {error}") from error
 
 
 def remove_tables(app: Celery) -> None:

@@ -65,9 +65,11 @@ def join(scene: Scene) -> float | None:
     registered = node.node.created_on.timestamp()
     _until_shared(scene)
     owned = scene.look.owned_by(name)
-    took = max((scene.look.seats[number].since - registered for number in owned), default=None)
-    scene.say(f"{name} has its share of {len(owned)} partitions, {_seconds(took)} after it registered")
-    return took
+    if not scene.look.shared_by(scene.up):
+        scene.say(f"{name} does NOT have its share: {_shares(scene.look)}")
+        return None
+    scene.say(f"{name} has its share of {len(owned)} partitions")
+    return max((scene.look.seats[number].since - registered for number in owned), default=None)
 
 
 def kill(scene: Scene) -> None:
@@ -76,7 +78,7 @@ def kill(scene: Scene) -> None:
     scene.say(f"SIGKILL to {victim}{', the leader,' if leads else ''} and its pool children", alarm=True)
     partitions = scene.kill(victim)
     _until_shared(scene)
-    scene.say(f"the {len(partitions)} partitions of {victim} have new owners")
+    scene.say(f"the {len(partitions)} partitions of {victim} {_moved(scene.look.shared_by(scene.up), scene)}")
 
 
 def stop(scene: Scene) -> float | None:
@@ -89,7 +91,7 @@ def stop(scene: Scene) -> float | None:
     took: Callable[[], float | None] = lambda: scene.look.moved_since(sent, owned, leaver)  # noqa: E731
     scene.wait_until(lambda: took() is not None, _MOVE_SEC)
     seconds = took()
-    scene.say(f"the {len(owned)} partitions of {leaver} have new owners, {_seconds(seconds)} after the signal")
+    scene.say(f"the {len(owned)} partitions of {leaver} {_moved(seconds is not None, scene)}")
     scene.wait_until(lambda: scene.ended(leaver), _MOVE_SEC)
     scene.say(f"{leaver} has finished its tasks and left" if scene.ended(leaver) else f"{leaver} does not end")
     return seconds
@@ -114,5 +116,5 @@ def _shares(look: Look) -> str:
     return ", ".join(f"{share.node.name} {share.owned}" for share in look.status.live)
 
 
-def _seconds(seconds: float | None) -> str:
-    return "never" if seconds is None else f"{seconds:.2f} s"
+def _moved(all_of_them: bool, scene: Scene) -> str:
+    return "have new owners" if all_of_them else f"do NOT all have new owners: {_shares(scene.look)}"

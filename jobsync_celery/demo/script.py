@@ -61,5 +61,5 @@ def write_script(seed: int, workers: int, tasks: int, keys: int) -> Script:
 
 
 def _work_sec(chance: random.Random) -> float:
-    """Mostly short; one in a hundred so long that a kill meets it half-way."""
-    return round(chance.uniform(0.3, 0.8) if chance.random() < 0.01 else chance.uniform(0.002, 0.02), 4)
+    """Mostly short; one in fifty so long that a kill meets it half-way."""
+    return round(chance.uniform(0.3, 0.8) if chance.random() < 0.02 else chance.uniform(0.002, 0.02), 4)

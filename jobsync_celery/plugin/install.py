@@ -149,13 +149,14 @@ class JobSync:
 
 
 def _from_app(app: Celery) -> Any:
-    if "jobsync" not in app.conf:
+    settings = getattr(app.conf, "jobsync", _UNSET)  # knows namespaces, which `in` does not
+    if settings is _UNSET:
         raise SettingsError(
             "no settings for jobsync: give JobSync(app, CoordinationConfig(url=…)), or set"
             ' app.conf.jobsync = {"url": "postgresql+psycopg2://user@host/dbname"} before JobSync(app);'
             " None switches coordination off"
         )
-    return app.conf.jobsync
+    return settings
 
 
 def _visibility_timeout(app: Celery) -> float:

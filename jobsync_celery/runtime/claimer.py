@@ -7,9 +7,10 @@ that a key's next claim can travel with its predecessor's end.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from jobsync_celery.errors import StoreError, StoreUnavailable
@@ -22,6 +23,10 @@ _MOST_IN_BATCH = 256
 #: With work enough waiting for the pool, a batch that is smaller than this waits a moment to fill.
 _SMALL_BATCH = 48
 _PACE_SEC = 0.004
+#: The pool has work enough with so many granted runs for each of its slots.
+_BUSY_POOL = 2
+#: An end that waits for a lock on its claim is tried again with every batch, at least so often.
+_AGAIN_SEC = 0.2
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,6 @@ class _End:
     reply: Reply
 
 
-@dataclass
-class _Answers:
-    """Replies to hand out once the transaction has committed."""
-
-    replies: list[tuple[Reply, Answer]] = field(default_factory=list)
-
-
 class Claimer:
     """The claims of one node, in batches.
 
@@ -90,10 +88,10 @@ class Claimer:
         self._owned = owned
         self._link: Link = store.database.link(f"jobsync {name} claims")
         self._ends: deque[_End] = deque()
+        self._delayed: list[_End] = []
         self._claims: deque[_Claim] = deque()
         self._wake = threading.Condition()
         self._stopping = False
-        self._hurry = False
         self._thread = threading.Thread(target=self._run, name="jobsync-claimer", daemon=True)
 
     def start(self) -> None:
@@ -130,35 +128,54 @@ class Claimer:
 
     def _run(self) -> None:
         pause = 0.0
-        while True:
-            with self._wake:
-                while not (self._ends or self._claims or self._stopping):
-                    self._wake.wait()
-                if pause:
-                    self._wake.wait(pause)
-                elif len(self._ends) + len(self._claims) < _SMALL_BATCH and self._backlog() >= 2:
-                    self._wake.wait(_PACE_SEC)
-                if self._stopping and not self._ends:
-                    claims, self._claims = list(self._claims), deque()
-                    self._answer([(claim.reply, NotOurs()) for claim in claims])
-                    return
-                ends = [self._ends.popleft() for _ in range(min(len(self._ends), _MOST_IN_BATCH))]
-                claims = [self._claims.popleft() for _ in range(min(len(self._claims), _MOST_IN_BATCH))]
+        while (batch := self._next_batch(pause)) is not None:
+            ends, claims = batch
             try:
                 pause = self._process(ends, claims)
             except Exception as error:  # noqa: BLE001 - a thread that dies silently would hold every key for ever
                 self._events("loop_error", error=repr(error))
                 pause = self._put_back(ends, claims, repr(error))
 
+    def _next_batch(self, pause: float) -> tuple[list[_End], list[_Claim]] | None:
+        """Wait for work; None when stopping and all is recorded."""
+        with self._wake:
+            while not (self._ends or self._claims or self._stopping):
+                if not self._wake.wait(_AGAIN_SEC if self._delayed else None):
+                    break
+            self._let_fill(pause)
+            claims = [self._claims.popleft() for _ in range(min(len(self._claims), _MOST_IN_BATCH))]
+            if self._stopping:
+                self._answer([(claim.reply, NotOurs()) for claim in claims])
+                claims = []
+                if not (self._ends or self._claims or self._delayed):
+                    return None
+            delayed, self._delayed = self._delayed, []
+            return delayed + [self._ends.popleft() for _ in range(min(len(self._ends), _MOST_IN_BATCH))], claims
+
+    def _let_fill(self, pause: float) -> None:
+        """Wait for a batch to fill where that costs nobody anything: the pool has work, or the database is away."""
+        if not pause:
+            if self._stopping and self._delayed and not self._ends:
+                pause = _AGAIN_SEC
+            elif self._backlog() >= _BUSY_POOL:
+                pause = _PACE_SEC
+        end = time.monotonic() + pause
+        while len(self._ends) + len(self._claims) < _SMALL_BATCH:
+            remaining = end - time.monotonic()
+            if remaining <= 0:
+                return
+            self._wake.wait(remaining)
+
     def _process(self, ends: list[_End], claims: list[_Claim]) -> float:
         """Commit one batch; how long to pause before the next."""
         try:
-            answers = self._commit(ends, claims)
+            answers, delayed = self._commit(ends, claims)
         except StoreUnavailable as error:
             return self._put_back(ends, claims, str(error))
-        except StoreError as error:
+        except (StoreError, ValueError) as error:  # the driver itself refuses a NUL or a lone surrogate
             self._split(ends, claims, error)
             return 0.0
+        self._delayed += delayed
         self._answer(answers)
         return 0.0
 
@@ -168,7 +185,7 @@ class Claimer:
         self._answer([(claim.reply, Unavailable(error)) for claim in claims])
         return 0.2
 
-    def _split(self, ends: list[_End], claims: list[_Claim], error: StoreError) -> None:
+    def _split(self, ends: list[_End], claims: list[_Claim], error: Exception) -> None:
         """A batch failed for a reason of one of its requests: halve it, until that one fails alone."""
         if len(ends) + len(claims) == 1:
             self._events("request_failed", error=str(error))
@@ -179,20 +196,31 @@ class Claimer:
         self._process(ends[:middle_end], claims[:middle_claim])
         self._process(ends[middle_end:], claims[middle_claim:])
 
-    def _commit(self, ends: list[_End], claims: list[_Claim]) -> list[tuple[Reply, Answer]]:
+    def _commit(self, ends: list[_End], claims: list[_Claim]) -> tuple[list[tuple[Reply, Answer]], list[_End]]:
+        """Answers, and the ends that wait for a lock on their claim."""
         answers: list[tuple[Reply, Answer]] = []
-        with self._link.transaction() as tx:
-            if ends:
-                recorded = self._store.claims.end(tx, [end.ending for end in ends])
-                answers += [(end.reply, Recorded(end.ending.run in recorded)) for end in ends]
-                owned = self._owned()
-                if any(end.ending.partition not in owned for end in ends):
-                    self._store.notify(tx, "ended")
-            for incarnation in {claim.incarnation for claim in claims}:
-                asked = [claim for claim in claims if claim.incarnation == incarnation]
-                outcomes = self._store.claims.claim(tx, self._name, incarnation, [one.wanted for one in asked])
-                answers += [(one.reply, outcomes.get(one.wanted.run, NotOurs())) for one in asked]
-        return answers
+        delayed: list[_End] = []
+        for incarnation in sorted({claim.incarnation for claim in claims}) or [0]:
+            asked = [claim for claim in claims if claim.incarnation == incarnation]
+            committed = self._store.claims.commit(
+                self._link, self._name, incarnation, [end.ending for end in ends], [one.wanted for one in asked]
+            )
+            for end in ends:
+                if end.ending.run in committed.delayed:
+                    delayed.append(end)
+                else:
+                    answers.append((end.reply, Recorded(end.ending.run in committed.recorded)))
+            answers += [(one.reply, committed.outcomes.get(one.wanted.run, NotOurs())) for one in asked]
+            self._announce(ends)
+            ends = []
+        return answers, delayed
+
+    def _announce(self, ends: list[_End]) -> None:
+        """An end in a partition that is not ours any more: its owner may be holding the key back."""
+        owned = self._owned()
+        if any(end.ending.partition not in owned for end in ends):
+            with self._link.transaction() as tx:
+                self._store.notify(tx, "ended")
 
     def _answer(self, answers: Sequence[tuple[Reply, Any]]) -> None:
         if answers:

@@ -156,7 +156,7 @@ class Node:
                 self.drained.set()
             return
         self.ownership.release_stopped(incarnation)
-        if self._sync and not self.membership.draining:
+        if self._sync and not self._draining:
             self.ownership.sync(incarnation)
             self._sync = False
         self.leadership.tick(self._clock())
@@ -254,5 +254,6 @@ class Node:
             self._events("store_unavailable", error=str(error))
         finally:
             self._link.close()
-            os.close(self._writer)
+            writer, self._writer = self._writer, -1  # a late wake() must not write into a file that gets this number
+            os.close(writer)
             os.close(self._reader)

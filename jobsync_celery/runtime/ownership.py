@@ -62,7 +62,8 @@ class Ownership:
         """Compare what this node has with what it should have, and begin what that takes."""
         share = self._store.partitions.share(self._link, self._name, incarnation)
         self._begin_stop(share.release & self.owned)
-        strangers = share.owned - self.owned - share.release  # taken in a transaction whose answer was lost
+        # Taken in a transaction whose answer was lost. What is being handed over is let go of first, and taken again.
+        strangers = share.owned - self.owned - share.release - self._in_transit()
         taken = strangers
         if share.take:
             with self._link.transaction() as tx:

@@ -28,8 +28,13 @@ class Presence:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
         self._fd = os.open(path, flags, 0o600)
         status = os.fstat(self._fd)
-        self.identity = f"{_boot_id()}:{status.st_dev}:{status.st_ino}"
+        self._file = f"{_boot_id()}:{status.st_dev}:{status.st_ino}"
         self.held = self.hold()
+
+    @property
+    def identity(self) -> str:
+        """What to register with; empty while the name is not held here, for then the file proves nothing of us."""
+        return self._file if self.held else ""
 
     def hold(self) -> bool:
         """Try to hold the name; false while another process of this machine, or a child it left, holds it."""
@@ -43,7 +48,7 @@ class Presence:
 
     def proves_gone(self, identity: str) -> bool:
         """Whether the process that registered with ``identity`` is gone, with all its children."""
-        return identity == self.identity and (self.held or self.hold())
+        return identity == self._file and (self.held or self.hold())
 
     def close(self) -> None:
         """Let go of the name in this process; children may still hold it."""

@@ -1,8 +1,8 @@
 """Claims in the database: who runs which run of which key, with a fence that grows.
 
-One transaction records ends and grants claims for a whole batch (group commit). Inside it, in this order: ends;
-the node and its partitions locked with share locks, so that eviction and handover cannot slip between check and
-insert; the claims; and last the fences, drawn after every lock is held.
+One commit records ends and grants claims for a whole batch (group commit). In this order: ends; the node and its
+partitions locked with share locks, so that eviction and handover cannot slip between check and insert; the claims;
+and each fence only when those locks are held.
 """
 
 from __future__ import annotations
@@ -14,13 +14,21 @@ from sqlalchemy import TextClause
 from sqlalchemy.engine import Connection
 
 from jobsync_celery.core.model import Run
-from jobsync_celery.store.database import Database
+from jobsync_celery.store.database import Database, Link
 
 #: A claim's holder is alive: its incarnation has a row that is not dead.
 _ALIVE = "EXISTS (SELECT FROM {node} n WHERE n.incarnation = c.incarnation AND n.state IN ('live', 'draining'))"
 _WANTED = (
     "unnest(CAST(:task_ids AS text[]), CAST(:origins AS text[]), CAST(:retries AS int[]))"
     " AS w (task_id, origin, retries)"
+)
+#: The claims that these ends belong to: nobody took the run over, and no other end is recorded.
+_OPEN = (
+    "SELECT c.task_id, c.origin, c.retries, e.state AS end_state FROM {claim} c"
+    " JOIN unnest(CAST(:ended_ids AS text[]), CAST(:ended_origins AS text[]), CAST(:ended_retries AS int[]),"
+    " CAST(:fences AS bigint[]), CAST(:states AS text[])) AS e (task_id, origin, retries, fence, state)"
+    " ON c.task_id = e.task_id AND c.origin = e.origin AND c.retries = e.retries AND c.fence = e.fence"
+    " WHERE c.state IN ('running', 'lost', e.state)"
 )
 
 
@@ -75,21 +83,32 @@ class NotOurs:
 Outcome = Granted | Known | Busy | NotOurs
 
 
+@dataclass(frozen=True)
+class Committed:
+    """The answer to a batch: ends that are recorded, ends that wait for a lock on their claim, and outcomes.
+
+    An end in neither set was overtaken: another node has the run.
+    """
+
+    recorded: set[Run]
+    delayed: set[Run]
+    outcomes: dict[Run, Outcome]
+
+
 class Claims:
     """The rows of ``sync_claim``, as one node sees and changes them."""
 
     def __init__(self, database: Database) -> None:
         def sql(template: str) -> TextClause:
-            return database.sql(template.replace("{alive}", _ALIVE), wanted=_WANTED)
+            return database.sql(template.replace("{alive}", _ALIVE), wanted=_WANTED, open=_OPEN)
 
         self._end = sql(
-            "UPDATE {claim} c SET state = e.state, finished_on = clock_timestamp()"
-            " FROM unnest(CAST(:task_ids AS text[]), CAST(:origins AS text[]), CAST(:retries AS int[]),"
-            " CAST(:fences AS bigint[]), CAST(:states AS text[])) AS e (task_id, origin, retries, fence, state)"
-            " WHERE c.task_id = e.task_id AND c.origin = e.origin AND c.retries = e.retries AND c.fence = e.fence"
-            " AND c.state IN ('running', 'lost', e.state)"
+            "WITH ended AS ({open} ORDER BY c.task_key FOR NO KEY UPDATE OF c SKIP LOCKED)"
+            " UPDATE {claim} c SET state = ended.end_state, finished_on = clock_timestamp() FROM ended"
+            " WHERE c.task_id = ended.task_id AND c.origin = ended.origin AND c.retries = ended.retries"
             " RETURNING c.task_id, c.origin, c.retries"
         )
+        self._delayed = sql("{open}")
         self._owned = sql(
             "WITH me AS (SELECT incarnation FROM {node} WHERE name = :name AND incarnation = :incarnation"
             " AND state IN ('live', 'draining') FOR KEY SHARE)"
@@ -107,6 +126,30 @@ class Claims:
             " WHERE NOT EXISTS (SELECT FROM {claim} later WHERE later.task_id = w.task_id"
             " AND later.origin = w.origin AND later.retries > w.retries)"
             " ORDER BY w.task_key ON CONFLICT DO NOTHING RETURNING task_id, origin, retries"
+        )
+        self._batch = sql(
+            "WITH over AS ({open} ORDER BY c.task_key FOR NO KEY UPDATE OF c SKIP LOCKED),"
+            " ended AS (UPDATE {claim} c SET state = over.end_state, finished_on = clock_timestamp() FROM over"
+            " WHERE c.task_id = over.task_id AND c.origin = over.origin AND c.retries = over.retries"
+            " RETURNING c.task_id, c.origin, c.retries),"
+            " me AS (SELECT incarnation FROM {node} WHERE name = :name AND incarnation = :incarnation"
+            " AND state IN ('live', 'draining') FOR KEY SHARE),"
+            " owned AS (SELECT p.partition_id FROM {partition} p, me WHERE p.partition_id = ANY(CAST(:owned AS int[]))"
+            " AND p.owner_incarnation = :incarnation ORDER BY p.partition_id FOR SHARE OF p),"
+            " granted AS (INSERT INTO {claim} (task_id, origin, retries, task_name, task_key, token_id, partition_id,"
+            " node, incarnation, fence, attempt, state)"
+            " SELECT w.task_id, w.origin, w.retries, w.task_name, w.task_key, w.token_id, w.partition_id, :name,"
+            " :incarnation, ({timeline}() << 40) + nextval('{fence_seq}'), 1, 'running'"
+            " FROM unnest(CAST(:task_ids AS text[]), CAST(:origins AS text[]), CAST(:retries AS int[]),"
+            " CAST(:names AS text[]), CAST(:keys AS text[]), CAST(:tokens AS int[]), CAST(:partitions AS int[]))"
+            " AS w (task_id, origin, retries, task_name, task_key, token_id, partition_id)"
+            " JOIN owned USING (partition_id)"
+            " WHERE (SELECT count(*) FROM ended) >= 0"
+            " AND NOT EXISTS (SELECT FROM {claim} later WHERE later.task_id = w.task_id"
+            " AND later.origin = w.origin AND later.retries > w.retries)"
+            " ON CONFLICT DO NOTHING RETURNING task_id, origin, retries, fence)"
+            " SELECT task_id, origin, retries, NULL AS fence FROM ended"
+            " UNION ALL SELECT task_id, origin, retries, fence FROM granted"
         )
         self._settle_keys = sql(
             "WITH gone AS (SELECT c.task_id, c.origin, c.retries FROM {claim} c"
@@ -160,17 +203,49 @@ class Claims:
             " AND c.origin = w.origin AND c.retries = w.retries WHERE c.state = 'running' AND {alive}"
         )
 
+    def commit(
+        self, link: Link, name: str, incarnation: int, endings: Sequence[Ending], wanted: Sequence[Wanted]
+    ) -> Committed:
+        """Record ends and claim runs; one statement, which is one commit and one round trip, as a rule.
+
+        What :meth:`end` and :meth:`claim` say holds here. The statement waits for all ends before it inserts, so a
+        key's next claim can stand beside its predecessor's end. Each fence is drawn when the row of its partition
+        is locked: whoever claims the key later has to be the partition's owner later, and draws later. What is not
+        recorded or granted at once is looked into in a transaction of its own.
+        """
+        params = {
+            **_ends(endings),
+            "name": name,
+            "incarnation": incarnation,
+            "owned": sorted({want.partition for want in wanted}),
+            **_columns(wanted),
+        }
+        recorded: set[Run] = set()
+        outcomes: dict[Run, Outcome] = {}
+        for row in link.statement(self._batch, params):
+            if row.fence is None:
+                recorded.add(Run(*row[:3]))
+            else:
+                outcomes[Run(*row[:3])] = Granted(row.fence, 1)
+        missed = [ending for ending in endings if ending.run not in recorded]
+        left = [want for want in wanted if want.run not in outcomes]
+        delayed: set[Run] = set()
+        if missed or left:
+            with link.transaction() as tx:
+                delayed = self.delayed(tx, missed)
+                outcomes.update(self.claim(tx, name, incarnation, left) if left else {})
+        return Committed(recorded, delayed, outcomes)
+
     def end(self, tx: Connection, endings: Sequence[Ending]) -> set[Run]:
-        """Record ends; the runs that are recorded. A run missing from the answer was taken over by another node.
+        """Record ends; the runs that are recorded. One missing from the answer is delayed, or was taken over.
 
         Recording the same end twice is no error, so a batch whose commit was in doubt can be sent again.
         """
-        params = {
-            **_arrays(ending.run for ending in endings),
-            "fences": [ending.fence for ending in endings],
-            "states": [ending.state for ending in endings],
-        }
-        return {Run(*row) for row in tx.execute(self._end, params)}
+        return {Run(*row) for row in tx.execute(self._end, _ends(endings))}
+
+    def delayed(self, tx: Connection, endings: Sequence[Ending]) -> set[Run]:
+        """Those of the ends just missed that only wait for a lock on their claim, a ``guard`` for instance."""
+        return {Run(*row[:3]) for row in tx.execute(self._delayed, _ends(endings))} if endings else set()
 
     def claim(self, tx: Connection, name: str, incarnation: int, wanted: Sequence[Wanted]) -> dict[Run, Outcome]:
         """Claim each run for this incarnation; every run gets an outcome of its own.
@@ -212,15 +287,7 @@ class Claims:
     def _insert_claims(self, tx: Connection, me: dict[str, object], wanted: Sequence[Wanted]) -> set[Run]:
         if not wanted:
             return set()
-        params = {
-            **me,
-            **_arrays(want.run for want in wanted),
-            "names": [want.task_name for want in wanted],
-            "keys": [want.key for want in wanted],
-            "tokens": [want.token for want in wanted],
-            "partitions": [want.partition for want in wanted],
-        }
-        return {Run(*row) for row in tx.execute(self._insert, params)}
+        return {Run(*row) for row in tx.execute(self._insert, {**me, **_columns(wanted)})}
 
     def _resolve(self, tx: Connection, me: dict[str, object], left: Sequence[Wanted]) -> set[Run]:
         """Take over what a dead holder left, or what this incarnation claimed without hearing the answer."""
@@ -242,10 +309,30 @@ class Claims:
         return refusals
 
 
-def _arrays(runs: Iterable[Run]) -> dict[str, object]:
+def _ends(endings: Sequence[Ending]) -> dict[str, object]:
+    return {
+        **_arrays((ending.run for ending in endings), "ended_ids", "ended_origins", "ended_retries"),
+        "fences": [ending.fence for ending in endings],
+        "states": [ending.state for ending in endings],
+    }
+
+
+def _columns(wanted: Sequence[Wanted]) -> dict[str, object]:
+    return {
+        **_arrays(want.run for want in wanted),
+        "names": [want.task_name for want in wanted],
+        "keys": [want.key for want in wanted],
+        "tokens": [want.token for want in wanted],
+        "partitions": [want.partition for want in wanted],
+    }
+
+
+def _arrays(
+    runs: Iterable[Run], ids: str = "task_ids", origins: str = "origins", retries: str = "retries"
+) -> dict[str, object]:
     listed = list(runs)
     return {
-        "task_ids": [run.task_id for run in listed],
-        "origins": [run.origin for run in listed],
-        "retries": [run.retries for run in listed],
+        ids: [run.task_id for run in listed],
+        origins: [run.origin for run in listed],
+        retries: [run.retries for run in listed],
     }

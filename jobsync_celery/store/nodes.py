@@ -137,7 +137,7 @@ class Nodes:
         self._remove = sql("DELETE FROM {node} WHERE name = :name AND incarnation = :incarnation AND state <> 'dead'")
         self._everyone = sql(
             "SELECT name, incarnation, state, created_on, last_heartbeat, hostname, pid, version, weight,"
-            " extract(epoch FROM clock_timestamp() - last_heartbeat)::float8 AS lag FROM {node}"
+            " lease_sec, extract(epoch FROM clock_timestamp() - last_heartbeat)::float8 AS lag FROM {node}"
             " WHERE state <> 'admin' ORDER BY created_on"
         )
 
@@ -201,7 +201,13 @@ class NodeRow:
     pid: int | None
     version: str | None
     weight: float
+    lease_sec: float | None
     lag: float | None
+
+    @property
+    def silent(self) -> bool:
+        """Whether its lease has ended without a renewal, though nobody has declared it dead yet."""
+        return self.state in ("live", "draining") and self.lag is not None and self.lag > (self.lease_sec or self.lag)
 
 
 def _member(

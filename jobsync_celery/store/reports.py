@@ -45,11 +45,12 @@ class ClusterStatus:
     @property
     def state(self) -> str:
         """In one word or two: stable, rebalancing, degraded, no leader."""
-        if not self.live:
+        silent = [share.node.silent for share in self.live]
+        if all(silent):
             return "no leader"
         if self.unowned or self.moving:
             return "rebalancing"
-        if any(share.node.state == "dead" for share in self.nodes):
+        if any(silent) or any(share.node.state == "dead" for share in self.nodes):
             return "degraded"
         return "stable"
 

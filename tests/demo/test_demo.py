@@ -143,9 +143,20 @@ def test_records_are_kept_on_demand(tmp_path: Path) -> None:
     assert {"history.jsonl", "worker-01.log"} <= {path.name for path in folder.iterdir()}
 
 
-def test_a_server_that_does_not_answer_is_one_clear_line(tmp_path: Path) -> None:
-    with demo(tmp_path, "--database", "postgresql://nobody:secret@127.0.0.1:1/none") as process:
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--database", "postgresql://nobody:secret@127.0.0.1:1/none"),
+        ("--database", "mysql://nobody:secret@127.0.0.1:1/none"),
+        ("--broker", "redis://:secret@127.0.0.1:1/0"),
+        ("--broker", "amqp://nobody:secret@127.0.0.1:1//"),
+        ("--broker", "memory://"),
+    ],
+)
+def test_a_server_that_does_not_answer_is_one_clear_line(tmp_path: Path, options: tuple[str, str]) -> None:
+    with demo(tmp_path, *options) as process:
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "Error: " in said and "Traceback" not in said and "secret" not in said
+    assert said.splitlines()[-1].startswith("Error: ") and said.count("\n") == 2, said
+    assert "Traceback" not in said and "secret" not in said
     assert not list(tmp_path.iterdir())

@@ -73,10 +73,12 @@ def _define_steps(app: Celery) -> None:
             body.stay(sec)
             return n
 
-    @app.task(shared=False, name="e2e.quick")
+    @app.task(shared=False, name="e2e.slow_first", bind=True)
     @coordinated(key="key")
-    def quick(key: str, n: int = 0) -> int:
-        return n
+    def slow_first(self: Task, key: str, n: int, sec: float) -> int:
+        with running(self, key, n) as body:
+            body.stay(sec if current_claim().attempt == 1 else 0)
+            return n
 
     @app.task(shared=False, name="e2e.plain", bind=True)
     def plain(self: Task, n: int = 0, sec: float = 0.0) -> int:

@@ -101,12 +101,20 @@ class Site:
         """An app in this process that knows neither the plugin nor the tasks."""
         return under_test.bare_app(self.settings())
 
-    def worker(self, name: str, *options: str, jobsync: dict[str, Any] | None = None, off: bool = False) -> Worker:
-        """Start a worker; ``options`` come after ``celery worker``. It need not be ready yet."""
+    def worker(
+        self, name: str, *options: str, jobsync: dict[str, Any] | None = None, off: bool = False, path: str = ""
+    ) -> Worker:
+        """Start a worker; it need not be ready yet.
+
+        Arguments:
+            options: come after ``celery worker``.
+            off: without coordination.
+            path: a further folder for its imports.
+        """
         settings = self.settings(**(jobsync or {}))
         if off:
             settings["jobsync"] = None
-        env = {under_test.SETTINGS: json.dumps(settings), "PYTHONPATH": str(_TESTS)}
+        env = {under_test.SETTINGS: json.dumps(settings), "PYTHONPATH": os.pathsep.join(filter(None, (str(_TESTS), path)))}
         if self._guard is None:
             self._guard = Guard(None)
         if "-c" not in options:
@@ -134,13 +142,23 @@ class Site:
 
     def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
         """Ask the coordination database."""
-        if self._connection is None or self._connection.closed:
+        for last in (False, True):
+            try:
+                with self._connected().cursor() as cursor:
+                    cursor.execute(statement, values)
+                    return [dict(row) for row in cursor.fetchall()] if cursor.description else []
+            except (psycopg2.OperationalError, psycopg2.InterfaceError):  # the server was restarted
+                self._connection = None
+                if last:
+                    raise
+        raise AssertionError
+
+    def _connected(self) -> Any:
+        if self._connection is None:
             dsn = self.database_url.replace("+psycopg2", "")
             self._connection = psycopg2.connect(dsn, cursor_factory=psycopg2.extras.RealDictCursor)
             self._connection.autocommit = True
-        with self._connection.cursor() as cursor:
-            cursor.execute(statement, values)
-            return [dict(row) for row in cursor.fetchall()] if cursor.description else []
+        return self._connection
 
     def claims(self, *ids: str) -> list[Claim]:
         """The claims of these tasks, or all, in the order of their fences."""
@@ -157,7 +175,6 @@ class Site:
         try:
             return Counter(self.owners().values())
         except psycopg2.errors.UndefinedTable:
-            self._connection.rollback()
             return Counter()
 
     def key_of(self, node: str, stem: str = "key", n: int = 0) -> str:

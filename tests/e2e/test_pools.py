@@ -1,5 +1,6 @@
 """The pools: prefork is what all other tests use; threads and solo do the same; the rest is refused."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,10 +49,18 @@ def test_solo_runs_one_task_at_a_time(celery_setup: Any, site: Site) -> None:
     site.assert_once(result.id for result in late)
 
 
-def test_gevent_is_refused_with_the_reason(site: Site) -> None:
-    worker = site.worker("w1", "-P", "gevent")
+def test_gevent_is_refused_with_the_reason(site: Site, tmp_path: Path) -> None:
+    # As much of gevent as Celery needs to get to the plugin.
+    package = tmp_path / "imports" / "gevent"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("getcurrent = sleep = spawn = spawn_raw = GreenletExit = Timeout = None\n")
+    (package / "monkey.py").write_text("def patch_all():\n    pass\n")
+    (package / "signal.py").touch()
+    (package / "pool.py").write_text("class Pool:\n    def __init__(self, size):\n        pass\n")
+    (package / "greenlet.py").write_text("Greenlet = object\n")
+    worker = site.worker("w1", "-P", "gevent", path=str(package.parent))
     assert worker.container.wait() != 0
-    assert "UnsupportedPool" in worker.logs() and "prefork, threads and solo" in worker.logs()
+    assert "jobsync supports the pools prefork, threads and solo" in worker.logs()
 
 
 @pytest.mark.parametrize("off", [None, {"enabled": False}])

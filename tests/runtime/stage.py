@@ -128,7 +128,7 @@ def rows(store: Store, query: str, **values: Any) -> list[tuple[Any, ...]]:
 
 def counts(store: Store, column: str = "owner") -> dict[str | None, int]:
     """How many partitions each name has, or should have."""
-    return dict(rows(store, f"SELECT {column}, count(*) FROM {{partition}} GROUP BY 1"))  # type: ignore[arg-type] # pairs
+    return dict(rows(store, f"SELECT {column}, count(*) FROM {{partition}} GROUP BY 1"))
 
 
 def wanted(task_id: str, key: str = "k", partition: int = 0) -> Wanted:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import TextClause, event
 from stage import Facts, Outage, eventually, join, rows, store_at, wanted
 
+from jobsync_celery.errors import StoreUnavailable
 from jobsync_celery.runtime.claimer import Answer, Claimer, Recorded, Reply, Unavailable
 from jobsync_celery.store.claims import Busy, Ending, Granted, NotOurs, Wanted
+from jobsync_celery.store.database import Row
 from jobsync_celery.store.store import Store
 
 
@@ -58,7 +61,7 @@ class Stage:
         return answer.fence
 
     def states(self) -> dict[object, object]:
-        return dict(rows(self.store, "SELECT task_id, state FROM {claim}"))  # type: ignore[arg-type] # pairs
+        return dict(rows(self.store, "SELECT task_id, state FROM {claim}"))
 
 
 @pytest.fixture
@@ -73,12 +76,12 @@ def stage(store: Store) -> Iterator[Stage]:
     stage.claimer.stop(10)
 
 
-def test_what_waits_goes_into_one_transaction(stage: Stage) -> None:
-    commits: list[str] = []
+def test_what_waits_goes_into_one_statement(stage: Stage) -> None:
+    inserts: list[str] = []
 
     def count(_: object, __: object, statement: str, *___: object) -> None:
-        if statement == "COMMIT":
-            commits.append(statement)
+        if "INSERT INTO" in statement:
+            inserts.append(statement)
 
     event.listen(stage.store.database._engine, "before_cursor_execute", count)
     for number in range(100):
@@ -86,7 +89,7 @@ def test_what_waits_goes_into_one_transaction(stage: Stage) -> None:
     stage.claimer.start()
     for number in range(100):
         assert isinstance(stage.answer(f"t{number}"), Granted)
-    assert commits == ["COMMIT"] and stage.batches == [100]
+    assert len(inserts) == 1 and stage.batches == [100]
 
 
 def test_ends_go_before_claims_so_a_keys_next_run_needs_no_second_transaction(stage: Stage) -> None:
@@ -136,16 +139,18 @@ def test_in_an_outage_claims_are_unavailable_and_ends_are_kept_until_recorded(
 
 def test_a_commit_whose_answer_was_lost_is_found_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     link = stage.claimer._link
-    commit, lost = link._commit, []
+    statement = link.statement
+    lost: list[bool] = []
 
-    def unheard(connection: object) -> None:
-        commit(connection)  # type: ignore[arg-type] # passed on
+    def unheard(sql: TextClause, params: Mapping[str, Any] | None = None) -> list[Row]:
+        answer = statement(sql, params)
         if not lost:
             lost.append(True)
             link.close()
-            refuse()
+            raise StoreUnavailable("the connection broke")
+        return answer
 
-    monkeypatch.setattr(link, "_commit", unheard)
+    monkeypatch.setattr(link, "statement", unheard)
     stage.claim(wanted("t"))
     stage.claimer.start()
     assert isinstance(stage.answer("t"), Unavailable)
@@ -154,12 +159,6 @@ def test_a_commit_whose_answer_was_lost_is_found_again(stage: Stage, monkeypatch
     assert isinstance(again, Granted) and again.attempt == 1
     stage.end(wanted("t"), again.fence)
     assert stage.answer("end t") == Recorded(ours=True)
-
-
-def refuse() -> None:
-    from jobsync_celery.errors import StoreUnavailable
-
-    raise StoreUnavailable("the connection broke")
 
 
 BAD: dict[str, Callable[[Wanted], Wanted]] = {

@@ -103,7 +103,7 @@ class Cluster:
         )
 
     def states(self) -> dict[object, object]:
-        return dict(rows(self.store, "SELECT name, state FROM {node}"))  # type: ignore[arg-type] # pairs
+        return dict(rows(self.store, "SELECT name, state FROM {node}"))
 
     def leader(self) -> tuple[object, ...]:
         return rows(self.store, "SELECT node, term FROM {leader}")[0]
@@ -325,9 +325,7 @@ def test_after_the_grace_the_partitions_go_to_the_others(cluster: Cluster) -> No
     assert counts(cluster.store, "target") == {"a": 64}
 
 
-def test_a_plan_that_the_database_did_not_hear_is_made_later(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_that_the_database_did_not_hear_is_made_later(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.rejoin_grace = 20.0
     cluster.settled("a", "b")
     cluster.silence("b")

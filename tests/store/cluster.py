@@ -80,7 +80,7 @@ class Cluster:
             return [tuple(row) for row in result] if result.returns_rows else []
 
     def states(self) -> dict[str, str]:
-        return dict(self.rows("SELECT task_id, state FROM {claim}"))  # type: ignore[arg-type] # rows of two
+        return dict(self.rows("SELECT task_id, state FROM {claim}"))
 
     def meanwhile(self, work: Callable[[], Result]) -> Future[Result]:
         """Run in a thread of its own."""

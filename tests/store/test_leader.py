@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from cluster import Cluster
 
@@ -21,7 +23,7 @@ def test_nobody_leads_before_the_first_plan(cluster: Cluster) -> None:
 def test_a_term_grows_by_one_with_each_leader(cluster: Cluster) -> None:
     leaders = cluster.store.leaders
     for term, name in enumerate("aba", 1):
-        taken = cluster.within(lambda tx, n=name, t=term: leaders.take_term(tx, Member(n, t)))
+        taken = cluster.within(partial(leaders.take_term, member=Member(name, term)))
         assert (taken.node, taken.incarnation, taken.term) == (name, term, term)
         assert cluster.within(leaders.current) == taken and taken.since is not None
 

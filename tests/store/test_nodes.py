@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from cluster import Cluster, identity, wanted
@@ -205,6 +206,6 @@ def test_a_node_leaves_without_a_trace_but_a_dead_one_stays_in_the_record(cluste
     a, b = cluster.join("a"), cluster.join("b")
     cluster.bury("b", b)
     for name, incarnation in (("a", a), ("b", b)):
-        cluster.within(lambda tx, n=name, i=incarnation: cluster.store.nodes.remove(tx, n, i))
+        cluster.within(partial(cluster.store.nodes.remove, name=name, incarnation=incarnation))
     (row,) = cluster.within(cluster.store.nodes.everyone)
     assert (row.name, row.state) == ("b", "dead")

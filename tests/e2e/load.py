@@ -1,0 +1,54 @@
+"""Work that comes in all the time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from celery.result import AsyncResult
+
+from e2e.site import Site
+from e2e.waiting import until
+
+
+class Stream:
+    """Tasks published at a steady rate in the background."""
+
+    def __init__(self, site: Site, keys: int, sec: float, pause: float, options: dict[str, Any]) -> None:
+        self._site, self._keys, self._sec, self._pause = site, keys, sec, pause
+        self._options = options
+        self._over = threading.Event()
+        self.results: list[AsyncResult] = []
+        self._thread = threading.Thread(target=self._publish, daemon=True)
+
+    def _publish(self) -> None:
+        while not self._over.wait(self._pause):
+            n = len(self.results)
+            self.results.append(self._site.call("step", f"key{n % self._keys}", n, self._sec, **self._options))
+
+    @property
+    def ids(self) -> list[str]:
+        return [result.id for result in self.results]
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+@contextmanager
+def load(
+    site: Site, keys: int = 60, sec: float = 0.02, pause: float = 0.01, **options: Any
+) -> Iterator[Stream]:
+    """Publish for as long as the block lasts; ``options`` are ``apply_async``'s."""
+    stream = Stream(site, keys, sec, pause, options)
+    stream.start()
+    try:
+        until(lambda: len(site.history.runs()) > 20, "the load is on")
+        yield stream
+    finally:
+        stream.stop()

@@ -1,0 +1,57 @@
+"""Events: facts are a closed list, said once, and listeners cannot break who emits them."""
+
+from __future__ import annotations
+
+import logging
+from string import Formatter
+from typing import Any
+
+import pytest
+
+from jobsync_celery.runtime.events import FACTS, Events
+
+
+def fields_of(fact: str) -> dict[str, Any]:
+    names = {name for _, name, _, _ in Formatter().parse(FACTS[fact][1]) if name}
+    return dict.fromkeys(names, 1)
+
+
+def test_an_unknown_fact_is_a_programming_error() -> None:
+    with pytest.raises(KeyError):
+        Events()("no_such_fact")
+
+
+def test_a_fact_without_its_fields_is_a_programming_error() -> None:
+    with pytest.raises(KeyError):
+        Events()("node_left")
+
+
+@pytest.mark.parametrize("fact", list(FACTS))
+def test_every_fact_becomes_one_log_line_of_its_level(fact: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "jobsync_celery"):
+        Events()(fact, **fields_of(fact))
+    (record,) = caplog.records
+    assert record.levelno == FACTS[fact][0] and record.getMessage().startswith("jobsync: ")
+    assert vars(record)["jobsync_event"] == fact
+
+
+def test_a_listener_hears_the_fact_and_its_fields() -> None:
+    events, heard = Events(), []
+    events.listen(lambda fact, fields: heard.append((fact, fields)))
+    events("node_left", name="a")
+    assert heard == [("node_left", {"name": "a"})]
+
+
+def test_a_failing_listener_breaks_neither_the_emitter_nor_the_next_listener(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    events, heard = Events(), []
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a user's")
+
+    events.listen(fail)
+    events.listen(lambda fact, _: heard.append(fact))
+    events("node_left", name="a")
+    assert heard == ["node_left"]
+    assert "a listener failed on node_left" in caplog.text

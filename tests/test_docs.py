@@ -1,0 +1,130 @@
+"""What the documents say is true of the code."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine
+
+import jobsync_celery
+from jobsync_celery.settings import CoordinationConfig
+from jobsync_celery.store.database import Database
+from jobsync_celery.store.schema import ClusterShape, ensure_schema
+
+ROOT = Path(__file__).resolve().parent.parent
+GUIDE = ROOT / "docs" / "OPERATOR_GUIDE.md"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "models").glob("*.md")])
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SETTING = re.compile(r"^\| `(\w+)` \| `(.+?)` \|", re.MULTILINE)
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+MEMBER = re.compile(r"`(JobSync|Claim|CoordinationConfig)\.(\w+)")
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def statements() -> list[str]:
+    return [one.strip() for block in blocks(GUIDE, "sql") for one in block.split(";") if one.strip()]
+
+
+def snippets() -> Iterator[Any]:
+    for page in PAGES:
+        for number, text in enumerate(blocks(page, "python"), 1):
+            yield pytest.param(text, id=f"{name_of(page)}-{number}")
+
+
+def stated(page: Path) -> dict[str, object]:
+    """The settings that a page names, with their defaults."""
+    found = SETTING.findall(page.read_text())
+    assert len(found) == len(dict(found)), "a setting is named twice"
+    return {name: ast.literal_eval(default) for name, default in found}
+
+
+def true_defaults() -> dict[str, object]:
+    return {
+        each.name: each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+        for each in dataclasses.fields(CoordinationConfig)
+    }
+
+
+def test_every_statement_of_the_operator_guide_runs_on_fresh_tables(database_url: str) -> None:
+    ensure_schema(Database(database_url), ClusterShape(10000, 64, "double_sha256"))
+    engine = create_engine(database_url, isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            for statement in statements():
+                connection.exec_driver_sql(statement)
+    finally:
+        engine.dispose()
+
+
+def test_the_operator_guide_has_statements() -> None:
+    assert len(statements()) > 10
+
+
+@pytest.mark.parametrize("text", snippets())
+def test_every_python_snippet_is_python(text: str) -> None:
+    ast.parse(text)
+
+
+def test_the_settings_page_names_every_setting_with_its_default() -> None:
+    assert stated(ROOT / "docs" / "reference" / "settings.md") == true_defaults()
+
+
+def test_the_readme_states_true_defaults() -> None:
+    told = stated(ROOT / "README.md")
+    assert told
+    assert told == {name: value for name, value in true_defaults().items() if name in told}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
+    assert not [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_method_that_is_named_exists(page: Path) -> None:
+    missing = [
+        f"{owner}.{member}"
+        for owner, member in MEMBER.findall(page.read_text())
+        if not _has(getattr(jobsync_celery, owner), member)
+    ]
+    assert not missing
+
+
+def test_the_api_page_names_every_public_name_and_error() -> None:
+    text = (ROOT / "docs" / "reference" / "api.md").read_text()
+    errors = import_module("jobsync_celery.errors")
+    public = {*jobsync_celery.__all__, *(name for name in vars(errors) if name[0].isupper())}
+    assert not [name for name in sorted(public) if name not in text]
+
+
+def test_the_api_page_names_every_method() -> None:
+    named = set(MEMBER.findall((ROOT / "docs" / "reference" / "api.md").read_text()))
+    public = {
+        (owner.__name__, name)
+        for owner in (jobsync_celery.JobSync, jobsync_celery.Claim)
+        for name in vars(owner)
+        if not name.startswith("_")
+    }
+    assert not public - named
+
+
+def _has(owner: type, name: str) -> bool:
+    """Whether a class has the member, or its constructor sets it."""
+    if hasattr(owner, name):
+        return True
+    source = Path(str(import_module(owner.__module__).__file__)).read_text()
+    return f"self.{name} = " in source or f"self.{name}: " in source
