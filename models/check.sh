@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks the model of the protocol: what must hold, and mutants of it that must each fail.
 #   models/check.sh [WORD]     only the configurations whose line contains WORD
-# One line for each; exits with 1 on any surprise. JOBS=n runs n at a time (default 2; each takes up to 1.5 GB).
+# One line for each; exits with 1 on any surprise. JOBS=n runs n at a time (default 2; each takes up to 1.1 GB).
 # Without spin it says how to install it and exits with 0. Builds in a temporary folder.
 set -uo pipefail
 

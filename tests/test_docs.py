@@ -74,7 +74,7 @@ def test_the_operator_guide_has_statements() -> None:
     assert len(statements()) > 10
 
 
-@pytest.mark.parametrize("text", snippets())
+@pytest.mark.parametrize("text", list(snippets()))
 def test_every_python_snippet_is_python(text: str) -> None:
     ast.parse(text)
 

@@ -20,7 +20,6 @@ from jobsync_celery.runtime.leadership import rebalance
 from jobsync_celery.settings import CoordinationConfig
 from jobsync_celery.store.nodes import NodeRow
 from jobsync_celery.store.reports import ClusterStatus, Reports
-from jobsync_celery.store.schema import ensure_schema
 
 _UNSET: Any = object()
 _NODE_NAME = click.Option(
@@ -131,9 +130,7 @@ class JobSync:
         return self.cluster
 
     def _reading(self) -> Any:
-        database = self._active.store.database
-        ensure_schema(database, self._active.shape)
-        return database.transaction("jobsync status")
+        return self._active.store.database.transaction("jobsync status")
 
     def _route(self, **_: Any) -> None:
         """Put our router before the app's own; again whenever the app is configured anew."""

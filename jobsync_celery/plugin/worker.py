@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import socket
+import time
 from collections.abc import Callable, Collection, Sequence
 from inspect import isgenerator
 from typing import Any
@@ -135,19 +136,20 @@ class WorkerNode:
         self._window.detach()
         if self.participates:
             self.node.drain()
+        quiet_since: float | None = None
         while not self._drained():
             if worker_state.should_terminate:
                 return
+            quiet_since = None if self.gate.running else quiet_since or time.monotonic()
+            if quiet_since is not None and time.monotonic() > quiet_since + _FAREWELL_SEC:
+                logger.error("jobsync: stopping without having recorded and handed over everything: the lease ends it")
+                break
             self._worker.hub.run_once()
         self._leave()
 
     def _drained(self) -> bool:
-        """Nothing of ours runs and all is recorded; what a silent database cannot record is not waited for."""
-        if not self.participates:
-            return self.gate.idle
-        if not self.node.drained.is_set():
-            return False
-        return self.gate.idle or (self.node.down and not self.gate.running)
+        """Nothing of ours is in hand, and every partition is handed over."""
+        return self.gate.idle and (not self.participates or self.node.drained.is_set())
 
     # -- starting and stopping ----------------------------------------------------------------------------------
 
