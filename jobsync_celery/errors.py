@@ -57,15 +57,7 @@ class LeaseLost(JobsyncError):
 
 
 class Fenced(LeaseLost):
-    """Raised by a claim's guard or check when the claim is no longer ours: somebody may have taken over."""
-
-
-class DrainTimeout(JobsyncError):
-    """Raised when a drain did not end within the time given; the node keeps draining."""
-
-
-class NodeNameTaken(JobsyncError):
-    """Raised at registration when a live process elsewhere already uses the node name."""
+    """Raised by a claim's guard or complete when the claim is no longer ours: somebody may have taken over."""
 
 
 class UnsupportedPool(JobsyncError):

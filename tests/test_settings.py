@@ -71,7 +71,6 @@ def test_an_unknown_name_is_refused_with_the_nearest_valid_one(wrong: str, neare
         ({"weight": -0.1}, "weight must be"),
         ({"weight": None}, "weight must be"),
         ({"hold_limit": 0}, "hold_limit must be"),
-        ({"max_lost_runs": -1}, "max_lost_runs must be"),
         ({"hash_function": "nope"}, "one of md5, sha256, double_sha256"),
         ({"appname": "x; drop table y"}, "identifier"),
         ({"appname": "1x"}, "identifier"),

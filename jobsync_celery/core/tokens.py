@@ -1,6 +1,6 @@
 """Keys to tokens, and tokens to partitions.
 
-The hash functions are those of the jobsync library (JOBSYNC.md 1.4), so that its users' tokens stay.
+The hash functions are those of the jobsync library, so that its users' tokens stay.
 """
 
 from __future__ import annotations

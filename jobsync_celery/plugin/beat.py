@@ -7,7 +7,7 @@ from typing import Any
 from celery import Celery
 
 from jobsync_celery.plugin.cluster import Cluster
-from jobsync_celery.runtime.leadership import rebalance
+from jobsync_celery.runtime.leadership import back_up
 from jobsync_celery.store.maintenance import Maintenance, Retention
 from jobsync_celery.store.schema import ensure_schema
 
@@ -20,11 +20,12 @@ def register(app: Celery, cluster: Cluster) -> None:
     """Add the two tasks, and their entries to the beat schedule unless the user has entries of those names."""
 
     @app.task(name=REBALANCE, ignore_result=True, expires=cluster.config.rebalance_check_interval_sec)
-    def rebalance_task() -> dict[str, Any]:
+    def rebalance_task() -> int:
         """Plan under the leader's rules; never evicts."""
+        ensure_schema(cluster.store.database, cluster.shape)
         with cluster.store.database.transaction("jobsync rebalance") as tx:
-            made, leader = rebalance(tx, cluster.store, cluster.tokens, "beat")
-        return {"moved": len(made.moves), "term": leader.term}
+            made = back_up(tx, cluster.store, cluster.tokens, cluster.config.rejoin_grace_sec)
+        return 0 if made is None else len(made.moves)
 
     @app.task(name=MAINTENANCE, ignore_result=True, expires=_MAINTENANCE_EVERY_SEC)
     def maintenance_task() -> dict[str, int]:

@@ -70,6 +70,7 @@ class Border:
                 delivery.run.task_id,
                 MOST_HOPS,
             )
+            self._gate.hold(delivery)
             return
         target = self._queues.queues[delivery.partition]
         self._courier.forward(message, target, lambda: self._inbox.post(self._forwarded, delivery))

@@ -56,7 +56,7 @@ class Claim:
     @property
     def held(self) -> bool:
         """Whether the node still trusts its lease; asks no server."""
-        return self._lease.incarnation == self._pass.incarnation and self._lease.trusted
+        return self._lease.holds(self._pass.incarnation)
 
     def check(self) -> None:
         """Raise :class:`LeaseLost` if the node no longer trusts its lease; asks no server."""

@@ -134,18 +134,17 @@ class Gate:
         self._held.discard(delivery)
         delivery.stage = Stage.CLAIMING
         delivery.incarnation = self._lease.incarnation
+        self._ask(delivery)
+
+    def _ask(self, delivery: Delivery) -> None:
         wanted = Wanted(delivery.run, delivery.request.task.name, delivery.key, delivery.token, delivery.partition)
         self._scribe.claim(delivery.incarnation, wanted, partial(self._on_claim, delivery))
 
     def _on_claim(self, delivery: Delivery, answer: Answer) -> None:
-        if isinstance(answer, Granted):
-            delivery.granted = answer
-        if delivery.stage is Stage.GONE:  # its connection was lost meanwhile
-            if delivery.granted:
-                self._record(delivery, "lost", lambda _: None)
-        elif delivery.returning and not isinstance(answer, Known):
-            self.withdraw(delivery)
+        if delivery.stage is Stage.GONE or delivery.returning:
+            self._on_late_claim(delivery, answer)
         elif isinstance(answer, Granted):
+            delivery.granted = answer
             delivery.stage = Stage.READY
             self._ready.append(delivery)
             self.pump()
@@ -157,6 +156,23 @@ class Gate:
         else:
             delivery.stage = Stage.PARKED
             self._unwelcome(delivery.partition)
+
+    def _on_late_claim(self, delivery: Delivery, answer: Answer) -> None:
+        """The claim of a delivery that went, or is going back: whatever was granted has to be ended."""
+        if isinstance(answer, Granted):
+            delivery.granted = answer
+        gone = delivery.stage is Stage.GONE  # with its connection
+        if isinstance(answer, Unavailable):
+            # It may stand after all: ask until that is known, unless the same run has come again and asks itself.
+            if not gone or not self.lanes.has(delivery.run):
+                self._ask(delivery)
+        elif not gone:
+            if isinstance(answer, Known):
+                self._drop_known(delivery)
+            else:
+                self.withdraw(delivery)
+        elif delivery.granted is not None:
+            self._record(delivery, "lost", lambda _: self.recheck())
 
     def _drop_known(self, delivery: Delivery) -> None:
         """The run ended before: acknowledge this copy, and forget it."""
@@ -330,6 +346,10 @@ class Gate:
     def pending(self, partition: int) -> bool:
         """Whether something of this partition is still to be given back."""
         return any(one.partition == partition and (one.stage in UNSTARTED or one.returning) for one in self.lanes)
+
+    def hold(self, delivery: Delivery) -> None:
+        """Keep a message that nothing can be done with, without its narrowing the prefetch window."""
+        self._held.add(delivery)
 
     @property
     def running(self) -> bool:

@@ -52,7 +52,8 @@ class JobSync:
         app.user_options["worker"].add(_NODE_NAME)
         if self.cluster is None:
             return
-        self.cluster.config.check_visibility(_visibility_timeout(app))
+        if (app.conf.broker_url or "").startswith(("redis", "rediss", "sentinel")):
+            self.cluster.config.check_visibility(_visibility_timeout(app))
         app.steps["worker"].add(NodeStep)
         app.steps["consumer"].add(QueuesStep)
         beat.register(app, self.cluster)
@@ -121,7 +122,8 @@ class JobSync:
         with self._reading() as tx:
             if dry_run:
                 return plan(cluster.store.nodes.members(tx), cluster.store.partitions.seats(tx))
-            return rebalance(tx, cluster.store, cluster.tokens, "requested")[0]
+            awaited = cluster.store.nodes.awaited(tx, cluster.config.rejoin_grace_sec)
+            return rebalance(tx, cluster.store, cluster.tokens, "requested", awaited)[0]
 
     @property
     def _active(self) -> Cluster:
@@ -157,6 +159,6 @@ def _from_app(app: Celery) -> Any:
 
 
 def _visibility_timeout(app: Celery) -> float:
-    """How long Redis waits before it delivers a message again; RabbitMQ does so at once."""
+    """How long Redis waits before it delivers a message again."""
     options = app.conf.broker_transport_options or {}
     return float(options.get("visibility_timeout") or _DEFAULT_VISIBILITY_SEC)

@@ -69,6 +69,7 @@ class WorkerNode:
             deliver=self._deliver,
             backlog=lambda: self.gate.backlog / max(1, worker.concurrency),
             owned=lambda: self.node.ownership.owned,
+            timeline=lambda: self.node.membership.timeline,
         )
         self._consumption = Consumption(cluster.app, cluster.queues)
         self._courier = Courier(cluster.app, self._running)

@@ -68,6 +68,7 @@ class Claimer:
         deliver: called in the claimer's thread with the replies of a batch; it must hand them to the right thread.
         backlog: how many granted runs wait for the pool, per pool slot: with enough of them small batches are paced.
         owned: the partitions this node owns; an end elsewhere is announced, since somebody may wait for its key.
+        timeline: the database's timeline as of the last heartbeat: nothing is claimed on another one.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Claimer:
         deliver: Callable[[Sequence[tuple[Reply, Answer]]], None],
         backlog: Callable[[], float],
         owned: Callable[[], Collection[int]],
+        timeline: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._store = store
         self._name = name
@@ -86,6 +88,7 @@ class Claimer:
         self._deliver = deliver
         self._backlog = backlog
         self._owned = owned
+        self._timeline = timeline
         self._link: Link = store.database.link(f"jobsync {name} claims")
         self._ends: deque[_End] = deque()
         self._delayed: list[_End] = []
@@ -200,10 +203,18 @@ class Claimer:
         """Answers, and the ends that wait for a lock on their claim."""
         answers: list[tuple[Reply, Answer]] = []
         delayed: list[_End] = []
-        for incarnation in sorted({claim.incarnation for claim in claims}) or [0]:
-            asked = [claim for claim in claims if claim.incarnation == incarnation]
+        # A run asked for twice, across a lost connection, is granted to the later asker: one fence, one holder.
+        latest = {claim.wanted.run: claim for claim in claims}
+        answers += [(one.reply, Unavailable("asked again")) for one in claims if latest[one.wanted.run] is not one]
+        for incarnation in sorted({claim.incarnation for claim in latest.values()}) or [0]:
+            asked = [claim for claim in latest.values() if claim.incarnation == incarnation]
             committed = self._store.claims.commit(
-                self._link, self._name, incarnation, [end.ending for end in ends], [one.wanted for one in asked]
+                self._link,
+                self._name,
+                incarnation,
+                [end.ending for end in ends],
+                [one.wanted for one in asked],
+                self._timeline(),
             )
             for end in ends:
                 if end.ending.run in committed.delayed:

@@ -65,6 +65,17 @@ def rebalance(
     return made, leader
 
 
+def back_up(tx: Connection, store: Store, tokens: TokenMap, grace: float) -> Plan | None:
+    """Plan in the leader's place, under its rules; None before the first plan, which is the leader's own.
+
+    Arguments:
+        grace: how long the partitions of a dead node wait for its name to return, in seconds.
+    """
+    if all(seat.target is None for seat in store.partitions.seats(tx)):
+        return None
+    return rebalance(tx, store, tokens, "backstop", store.nodes.awaited(tx, grace))[0]
+
+
 class Leadership:
     """What a watching node does with the answers to its heartbeats; belongs to the node's thread.
 
@@ -110,6 +121,7 @@ class Leadership:
         self._first_seen: float | None = None
         self._awaited: dict[str, float] = {}
         self._term: int | None = None
+        self._held_back_with: int | None = None
 
     @property
     def leading(self) -> bool:
@@ -211,13 +223,15 @@ class Leadership:
             return False
         if any(seat.target is not None for seat in self._store.partitions.seats(tx)):
             return False
-        self._events(
-            "plan_held_back",
-            nodes=nodes,
-            minimum_nodes=first.minimum_nodes,
-            waited=waited,
-            wait_on_enter=first.wait_on_enter,
-        )
+        if nodes != self._held_back_with:
+            self._held_back_with = nodes
+            self._events(
+                "plan_held_back",
+                nodes=nodes,
+                minimum_nodes=first.minimum_nodes,
+                waited=waited,
+                wait_on_enter=first.wait_on_enter,
+            )
         return True
 
     def _await_return(self, names: list[str], now: float) -> None:

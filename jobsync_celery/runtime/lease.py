@@ -71,6 +71,11 @@ class Lease:
         """Until when, in seconds of the boot clock; 0.0 if closed."""
         return self._cells[_DEADLINE] / _NANO
 
+    def holds(self, incarnation: int) -> bool:
+        """Whether this incarnation is trusted now, in whatever epoch."""
+        deadline = self._cells[_DEADLINE]
+        return self._cells[_INCARNATION] == incarnation and deadline > self._clock() * _NANO
+
     def permits(self, given: Pass) -> bool:
         """Whether a job with this pass may start now."""
         deadline = self._cells[_DEADLINE]

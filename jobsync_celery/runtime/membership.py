@@ -59,7 +59,8 @@ class Membership:
         self._interval = interval
         self._clock = clock
         self._wait: _Wait | None = None
-        self._timeline: int | None = None
+        #: The database's timeline as of the last heartbeat.
+        self.timeline: int | None = None
         self._not_before = 0.0
         self.incarnation: int | None = None
         self.draining = False
@@ -121,11 +122,11 @@ class Membership:
         if answer is None:
             self.lose("it was declared dead, or its row was removed")
             return None
-        if self._timeline is not None and answer.timeline != self._timeline:
-            self._timeline = answer.timeline
+        if self.timeline is not None and answer.timeline != self.timeline:
+            self.timeline = answer.timeline
             self.lose("the database failed over", pause=self.identity.lease_sec)
             return None
-        self._timeline = answer.timeline
+        self.timeline = answer.timeline
         lease = self.identity.lease_sec
         self._lease.renew(self.incarnation, trusted_until(sent_at, lease, margin=margin_for(lease)))
         return answer

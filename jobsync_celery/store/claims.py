@@ -22,6 +22,8 @@ _WANTED = (
     "unnest(CAST(:task_ids AS text[]), CAST(:origins AS text[]), CAST(:retries AS int[]))"
     " AS w (task_id, origin, retries)"
 )
+#: No failover has happened that the caller does not know of yet.
+_SAME_SERVER = "(CAST(:timeline AS bigint) IS NULL OR {timeline}() = :timeline)"
 #: The claims that these ends belong to: nobody took the run over, and no other end is recorded.
 _OPEN = (
     "SELECT c.task_id, c.origin, c.retries, e.state AS end_state FROM {claim} c"
@@ -100,7 +102,9 @@ class Claims:
 
     def __init__(self, database: Database) -> None:
         def sql(template: str) -> TextClause:
-            return database.sql(template.replace("{alive}", _ALIVE), wanted=_WANTED, open=_OPEN)
+            return database.sql(
+                template.replace("{alive}", _ALIVE), wanted=_WANTED, open=_OPEN, same_server=_SAME_SERVER
+            )
 
         self._end = sql(
             "WITH ended AS ({open} ORDER BY c.task_key FOR NO KEY UPDATE OF c SKIP LOCKED)"
@@ -108,10 +112,20 @@ class Claims:
             " WHERE c.task_id = ended.task_id AND c.origin = ended.origin AND c.retries = ended.retries"
             " RETURNING c.task_id, c.origin, c.retries"
         )
-        self._delayed = sql("{open}")
+        self._missed = sql(
+            "SELECT c.task_id, c.origin, c.retries, c.state IN ('running', 'lost') AS open FROM {claim} c"
+            " JOIN unnest(CAST(:ended_ids AS text[]), CAST(:ended_origins AS text[]), CAST(:ended_retries AS int[]),"
+            " CAST(:fences AS bigint[])) AS e (task_id, origin, retries, fence)"
+            " ON c.task_id = e.task_id AND c.origin = e.origin AND c.retries = e.retries AND c.fence = e.fence"
+        )
+        self._disown = sql(
+            "UPDATE {claim} c SET state = 'lost', finished_on = clock_timestamp() FROM {wanted}"
+            " WHERE c.task_id = w.task_id AND c.origin = w.origin AND c.retries = w.retries"
+            " AND c.state = 'running' AND c.incarnation = :incarnation"
+        )
         self._owned = sql(
             "WITH me AS (SELECT incarnation FROM {node} WHERE name = :name AND incarnation = :incarnation"
-            " AND state IN ('live', 'draining') FOR KEY SHARE)"
+            " AND state IN ('live', 'draining') AND {same_server} FOR KEY SHARE)"
             " SELECT p.partition_id FROM {partition} p, me WHERE p.partition_id = ANY(CAST(:partitions AS int[]))"
             " AND p.owner_incarnation = :incarnation ORDER BY p.partition_id FOR SHARE OF p"
         )
@@ -133,7 +147,7 @@ class Claims:
             " WHERE c.task_id = over.task_id AND c.origin = over.origin AND c.retries = over.retries"
             " RETURNING c.task_id, c.origin, c.retries),"
             " me AS (SELECT incarnation FROM {node} WHERE name = :name AND incarnation = :incarnation"
-            " AND state IN ('live', 'draining') FOR KEY SHARE),"
+            " AND state IN ('live', 'draining') AND {same_server} FOR KEY SHARE),"
             " owned AS (SELECT p.partition_id FROM {partition} p, me WHERE p.partition_id = ANY(CAST(:owned AS int[]))"
             " AND p.owner_incarnation = :incarnation ORDER BY p.partition_id FOR SHARE OF p),"
             " granted AS (INSERT INTO {claim} (task_id, origin, retries, task_name, task_key, token_id, partition_id,"
@@ -204,7 +218,13 @@ class Claims:
         )
 
     def commit(
-        self, link: Link, name: str, incarnation: int, endings: Sequence[Ending], wanted: Sequence[Wanted]
+        self,
+        link: Link,
+        name: str,
+        incarnation: int,
+        endings: Sequence[Ending],
+        wanted: Sequence[Wanted],
+        timeline: int | None = None,
     ) -> Committed:
         """Record ends and claim runs; one statement, which is one commit and one round trip, as a rule.
 
@@ -218,6 +238,7 @@ class Claims:
             "name": name,
             "incarnation": incarnation,
             "owned": sorted({want.partition for want in wanted}),
+            "timeline": timeline,
             **_columns(wanted),
         }
         recorded: set[Run] = set()
@@ -232,8 +253,9 @@ class Claims:
         delayed: set[Run] = set()
         if missed or left:
             with link.transaction() as tx:
-                delayed = self.delayed(tx, missed)
-                outcomes.update(self.claim(tx, name, incarnation, left) if left else {})
+                ended, delayed = self.missed(tx, missed)
+                outcomes.update(self.claim(tx, name, incarnation, left, timeline) if left else {})
+            recorded |= ended
         return Committed(recorded, delayed, outcomes)
 
     def end(self, tx: Connection, endings: Sequence[Ending]) -> set[Run]:
@@ -243,21 +265,37 @@ class Claims:
         """
         return {Run(*row) for row in tx.execute(self._end, _ends(endings))}
 
-    def delayed(self, tx: Connection, endings: Sequence[Ending]) -> set[Run]:
-        """Those of the ends just missed that only wait for a lock on their claim, a ``guard`` for instance."""
-        return {Run(*row[:3]) for row in tx.execute(self._delayed, _ends(endings))} if endings else set()
+    def missed(self, tx: Connection, endings: Sequence[Ending]) -> tuple[set[Run], set[Run]]:
+        """Of ends that could not be recorded: those already ended otherwise, and those that wait for a lock.
 
-    def claim(self, tx: Connection, name: str, incarnation: int, wanted: Sequence[Wanted]) -> dict[Run, Outcome]:
+        The first ended by ``complete`` and then failed, say; the second are held by a ``guard``, for instance. In
+        neither set is what another node took over.
+        """
+        ended: set[Run] = set()
+        waiting: set[Run] = set()
+        for row in tx.execute(self._missed, _ends(endings)) if endings else ():
+            (waiting if row.open else ended).add(Run(*row[:3]))
+        return ended, waiting
+
+    def claim(
+        self, tx: Connection, name: str, incarnation: int, wanted: Sequence[Wanted], timeline: int | None = None
+    ) -> dict[Run, Outcome]:
         """Claim each run for this incarnation; every run gets an outcome of its own.
 
-        Runs of one key must not be claimed in one batch.
+        Runs of one key must not be claimed in one batch. After a failover to another ``timeline`` than the given
+        one nothing is ours. A claim of a run that is not ours any more, granted in a commit whose answer was lost,
+        is ended as lost.
         """
         me = {"name": name, "incarnation": incarnation}
         owned = {
             row.partition_id
-            for row in tx.execute(self._owned, {**me, "partitions": sorted({want.partition for want in wanted})})
+            for row in tx.execute(
+                self._owned, {**me, "timeline": timeline, "partitions": sorted({want.partition for want in wanted})}
+            )
         }
         outcomes: dict[Run, Outcome] = {want.run: NotOurs() for want in wanted if want.partition not in owned}
+        if outcomes:
+            tx.execute(self._disown, {"incarnation": incarnation, **_arrays(outcomes)})
         ours = [want for want in wanted if want.partition in owned]
         granted = self._insert_claims(tx, me, ours)
         left = [want for want in ours if want.run not in granted]

@@ -135,6 +135,10 @@ class Nodes:
             " RETURNING n.incarnation"
         )
         self._remove = sql("DELETE FROM {node} WHERE name = :name AND incarnation = :incarnation AND state <> 'dead'")
+        self._awaited = sql(
+            "SELECT name FROM {node} WHERE state = 'dead'"
+            " AND last_heartbeat > clock_timestamp() - make_interval(secs => lease_sec + :grace)"
+        )
         self._everyone = sql(
             "SELECT name, incarnation, state, created_on, last_heartbeat, hostname, pid, version, weight,"
             " lease_sec, extract(epoch FROM clock_timestamp() - last_heartbeat)::float8 AS lag FROM {node}"
@@ -182,6 +186,10 @@ class Nodes:
     def remove(self, tx: Connection, name: str, incarnation: int) -> None:
         """Take the node's row away: it left in good order."""
         tx.execute(self._remove, {"name": name, "incarnation": incarnation})
+
+    def awaited(self, tx: Connection, grace: float) -> frozenset[str]:
+        """The dead nodes whose names may still return within ``grace`` seconds of the end of their leases."""
+        return frozenset(row.name for row in tx.execute(self._awaited, {"grace": grace})) if grace else frozenset()
 
     def everyone(self, tx: Connection) -> Sequence[NodeRow]:
         """Every node with a row, dead ones too, in order of registration."""

@@ -22,7 +22,7 @@ from jobsync_celery.store.database import Database, Link, Row, set_patience
 #: Seconds for the slow path: others may be creating the same tables, or holding old ones during an upgrade.
 _PATIENCE = 60.0
 
-_RESHAPE = "set it as stored, or stop the cluster and run `celery jobsync schema reshape`"
+_RESHAPE = "set it as stored, or begin another cluster under another appname"
 _REMEDIES = {
     "total_tokens": _RESHAPE,
     "partitions": _RESHAPE,

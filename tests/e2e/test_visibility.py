@@ -7,7 +7,8 @@ import pytest
 from e2e.site import Site
 
 
-OPTIONS = {"visibility_timeout": 2, "unacked_restore_interval": 1}
+# kombu looks at every tenth interval.
+OPTIONS = {"visibility_timeout": 2, "unacked_restore_interval": 0.1}
 
 
 @pytest.fixture

@@ -66,7 +66,6 @@ CREATE VIEW {token} AS
 """
 
 # Columns in the order that needs no padding: 8 bytes, 4 bytes, texts.
-# The fence is null between the insert and the drawing of the fence, in one transaction.
 _CLAIMS = """
 CREATE SEQUENCE {fence_seq} AS bigint CACHE 1;
 CREATE TABLE {claim} (
