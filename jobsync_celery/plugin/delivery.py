@@ -44,6 +44,7 @@ class Delivery:
         "_changed",
         "connection",
         "counted",
+        "doubtful",
         "duplicates",
         "finished",
         "granted",
@@ -73,6 +74,8 @@ class Delivery:
         self.granted: Granted | None = None
         #: To be given back as soon as the answer to its claim is here.
         self.returning = False
+        #: The database gave no answer to its last claim, which may stand all the same.
+        self.doubtful = False
         self.outcome: str | None = None
         self.settlement: Callable[[], None] | None = None
         self.finished = False

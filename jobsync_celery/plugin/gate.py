@@ -133,6 +133,7 @@ class Gate:
     def _claim(self, delivery: Delivery) -> None:
         self._held.discard(delivery)
         delivery.stage = Stage.CLAIMING
+        delivery.doubtful = False
         delivery.incarnation = self._lease.incarnation
         self._ask(delivery)
 
@@ -152,6 +153,7 @@ class Gate:
             self._drop_known(delivery)
         elif isinstance(answer, (Busy, Unavailable)):
             delivery.stage = Stage.PARKED
+            delivery.doubtful = isinstance(answer, Unavailable)
             self._held.add(delivery)
         else:
             delivery.stage = Stage.PARKED
@@ -294,6 +296,9 @@ class Gate:
         for delivery in self.lanes.unstarted(partitions):
             if delivery.stage is Stage.CLAIMING:
                 delivery.returning = True
+            elif delivery.doubtful:
+                delivery.returning = True
+                self._claim(delivery)
             elif delivery.stage is Stage.READY:
                 self.withdraw(delivery)
             else:
@@ -341,7 +346,9 @@ class Gate:
             ready = delivery.stage is Stage.READY
             self.forget(delivery)
             if ready:
-                self._record(delivery, "lost", lambda _: None)
+                self._record(delivery, "lost", lambda _: self.recheck())
+            elif delivery.doubtful:
+                self._ask(delivery)
 
     def pending(self, partition: int) -> bool:
         """Whether something of this partition is still to be given back."""

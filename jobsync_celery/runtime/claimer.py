@@ -192,7 +192,7 @@ class Claimer:
         """A batch failed for a reason of one of its requests: halve it, until that one fails alone."""
         if len(ends) + len(claims) == 1:
             self._events("request_failed", error=str(error))
-            self._answer([(end.reply, Recorded(ours=False)) for end in ends])
+            self._delayed += ends  # not known to be anybody else's: tried again
             self._answer([(claim.reply, Unavailable(str(error))) for claim in claims])
             return
         middle_end, middle_claim = (len(ends) + 1) // 2, len(claims) // 2
@@ -221,7 +221,8 @@ class Claimer:
                     delayed.append(end)
                 else:
                     answers.append((end.reply, Recorded(end.ending.run in committed.recorded)))
-            answers += [(one.reply, committed.outcomes.get(one.wanted.run, NotOurs())) for one in asked]
+            open_: Answer = Unavailable("the database fell silent") if committed.unsure else NotOurs()
+            answers += [(one.reply, committed.outcomes.get(one.wanted.run, open_)) for one in asked]
             self._announce(ends)
             ends = []
         return answers, delayed
@@ -230,8 +231,11 @@ class Claimer:
         """An end in a partition that is not ours any more: its owner may be holding the key back."""
         owned = self._owned()
         if any(end.ending.partition not in owned for end in ends):
-            with self._link.transaction() as tx:
-                self._store.notify(tx, "ended")
+            try:
+                with self._link.transaction() as tx:
+                    self._store.notify(tx, "ended")
+            except StoreError:
+                pass  # only a wake-up: whoever waits looks again at its next heartbeat
 
     def _answer(self, answers: Sequence[tuple[Reply, Any]]) -> None:
         if answers:

@@ -14,6 +14,7 @@ from sqlalchemy import TextClause
 from sqlalchemy.engine import Connection
 
 from jobsync_celery.core.model import Run
+from jobsync_celery.errors import StoreUnavailable
 from jobsync_celery.store.database import Database, Link
 
 #: A claim's holder is alive: its incarnation has a row that is not dead.
@@ -89,12 +90,14 @@ Outcome = Granted | Known | Busy | NotOurs
 class Committed:
     """The answer to a batch: ends that are recorded, ends that wait for a lock on their claim, and outcomes.
 
-    An end in neither set was overtaken: another node has the run.
+    An end in neither set was overtaken: another node has the run. If ``unsure``, the database fell silent half-way:
+    a run without an outcome may be claimed or not.
     """
 
     recorded: set[Run]
     delayed: set[Run]
     outcomes: dict[Run, Outcome]
+    unsure: bool = False
 
 
 class Claims:
@@ -250,13 +253,15 @@ class Claims:
                 outcomes[Run(*row[:3])] = Granted(row.fence, 1)
         missed = [ending for ending in endings if ending.run not in recorded]
         left = [want for want in wanted if want.run not in outcomes]
-        delayed: set[Run] = set()
-        if missed or left:
+        if not (missed or left):
+            return Committed(recorded, set(), outcomes)
+        try:
             with link.transaction() as tx:
                 ended, delayed = self.missed(tx, missed)
-                outcomes.update(self.claim(tx, name, incarnation, left, timeline) if left else {})
-            recorded |= ended
-        return Committed(recorded, delayed, outcomes)
+                rest = self.claim(tx, name, incarnation, left, timeline) if left else {}
+        except StoreUnavailable:  # what the statement did stands: only the rest is open
+            return Committed(recorded, {ending.run for ending in missed}, outcomes, unsure=True)
+        return Committed(recorded | ended, delayed, {**outcomes, **rest})
 
     def end(self, tx: Connection, endings: Sequence[Ending]) -> set[Run]:
         """Record ends; the runs that are recorded. One missing from the answer is delayed, or was taken over.

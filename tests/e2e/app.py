@@ -61,6 +61,7 @@ def define(app: Celery) -> None:
     _define_steps(app)
     _define_orders(app)
     _define_ends(app)
+    _define_deaths(app)
     _define_retries(app)
     _define_effects(app)
 
@@ -166,6 +167,8 @@ def _define_ends(app: Celery) -> None:
                 raise Reject("as asked", requeue=requeue)
             return "second attempt"
 
+
+def _define_deaths(app: Celery) -> None:
     @app.task(shared=False, name="e2e.die", bind=True)
     @coordinated(key="key")
     def die(self: Task, key: str, how: str) -> str:

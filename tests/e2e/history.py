@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def overlaps(runs: list[Run]) -> list[tuple[Run, Run]]:
     found = []
     for each in by_key.values():
         each.sort(key=lambda run: run.began)
-        found += [(first, second) for first, second in zip(each, each[1:], strict=False) if second.began < first.last]
+        found += [(first, second) for first, second in pairwise(each) if second.began < first.last]
     return found
 
 
@@ -165,5 +166,5 @@ def out_of_fence(runs: list[Run]) -> list[tuple[Run, Run]]:
     for run in sorted(runs, key=lambda run: run.began):
         if run.node is not None and run.key is not None:
             by_key[run.key].append(run)
-    pairs = [pair for each in by_key.values() for pair in zip(each, each[1:], strict=False)]
+    pairs = [pair for each in by_key.values() for pair in pairwise(each)]
     return [(first, second) for first, second in pairs if second.fence <= first.fence]

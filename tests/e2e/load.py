@@ -41,9 +41,7 @@ class Stream:
 
 
 @contextmanager
-def load(
-    site: Site, keys: int = 60, sec: float = 0.02, pause: float = 0.01, **options: Any
-) -> Iterator[Stream]:
+def load(site: Site, keys: int = 60, sec: float = 0.02, pause: float = 0.01, **options: Any) -> Iterator[Stream]:
     """Publish for as long as the block lasts; ``options`` are ``apply_async``'s."""
     stream = Stream(site, keys, sec, pause, options)
     stream.start()

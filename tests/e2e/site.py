@@ -114,7 +114,10 @@ class Site:
         settings = self.settings(**(jobsync or {}))
         if off:
             settings["jobsync"] = None
-        env = {under_test.SETTINGS: json.dumps(settings), "PYTHONPATH": os.pathsep.join(filter(None, (str(_TESTS), path)))}
+        env = {
+            under_test.SETTINGS: json.dumps(settings),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(_TESTS), path))),
+        }
         if self._guard is None:
             self._guard = Guard(None)
         if "-c" not in options:
@@ -168,7 +171,9 @@ class Site:
 
     def owners(self) -> dict[int, str | None]:
         """Partition -> the node that owns it."""
-        return {row["partition_id"]: row["owner"] for row in self.rows("SELECT partition_id, owner FROM sync_partition")}
+        return {
+            row["partition_id"]: row["owner"] for row in self.rows("SELECT partition_id, owner FROM sync_partition")
+        }
 
     def shares(self) -> Counter[str | None]:
         """Node -> how many partitions it owns."""
@@ -231,6 +236,7 @@ class Site:
 
     def settled(self, *ids: str, timeout: float = PATIENCE) -> list[Claim]:
         """Wait until none of these claims (or of all) runs; the claims."""
+
         def over() -> bool:
             claims = self.claims(*ids)
             running = [claim for claim in claims if claim["state"] == "running"]

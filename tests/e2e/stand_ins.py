@@ -91,7 +91,7 @@ class LocalWorker(CeleryTestContainer):
     def logs(self) -> str:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
-    def kill(self, signal: str | int = "SIGKILL") -> None:  # noqa: A002 - the base class calls it so
+    def kill(self, signal: str | int = "SIGKILL") -> None:
         """SIGKILL goes to the whole process group, any other signal to the main process."""
         number = _number(signal)
         if number == _number("SIGKILL"):

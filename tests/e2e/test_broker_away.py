@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from e2e.history import revived
 from e2e.load import load
 from e2e.site import Site
 from e2e.waiting import until
@@ -42,4 +43,20 @@ def test_a_broker_that_restarts_and_one_that_crashes_lose_and_revive_nothing(
     ids = [*stream.ids, *(result.id for result in (*busy, *held, *late))]
     site.until_ended(*ids)
     site.assert_once(ids)
+    site.assert_brokers_are_empty()
+
+
+@pytest.mark.cluster("w1", "w2", conf={"worker_cancel_long_running_tasks_on_connection_loss": True})
+def test_tasks_that_celery_cancels_with_the_connection_run_again(
+    celery_setup: Any, site: Site, server: PrivateServer
+) -> None:
+    cut = [site.call("slow_first", f"cut{n}", n, 60.0, ignore_result=True) for n in range(4)]
+    until(lambda: len(site.history.runs()) >= 3, "they run")
+    server.restart()
+    site.until_ended(*(result.id for result in cut))
+    runs = site.history.runs(*(result.id for result in cut))
+    assert {run.attempt for run in runs} <= {1, 2}
+    assert revived(runs) == []
+    site.assert_serial()
+    assert {claim["state"] for claim in site.settled()} == {"done"}
     site.assert_brokers_are_empty()

@@ -39,6 +39,15 @@ def test_threads_run_side_by_side_and_one_of_a_key_at_a_time(celery_setup: Any, 
     site.assert_once(result.id for result in late)
 
 
+@pytest.mark.cluster("w1", "w2", options=("--max-tasks-per-child", "3"))
+def test_prefork_children_that_are_replaced_all_the_time_do_the_same(celery_setup: Any, site: Site) -> None:
+    exercise(site)
+    assert len({run.pid for run in site.history.runs()}) > 8
+    for worker in celery_setup.worker_cluster:
+        worker.stop()
+    assert site.rows("SELECT name FROM sync_node") == []
+
+
 @pytest.mark.cluster("w1", "w2", options=("-P", "solo"))
 def test_solo_runs_one_task_at_a_time(celery_setup: Any, site: Site) -> None:
     exercise(site)

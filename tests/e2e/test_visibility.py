@@ -6,7 +6,6 @@ import pytest
 
 from e2e.site import Site
 
-
 # kombu looks at every tenth interval.
 OPTIONS = {"visibility_timeout": 2, "unacked_restore_interval": 0.1}
 

@@ -147,8 +147,8 @@ def test_dropping_leaves_nothing_and_can_be_repeated(database: Database) -> None
 @pytest.mark.parametrize(
     ("other", "both"),
     [
-        (ClusterShape(5_000, 64, "double_sha256"), ["total_tokens=10000", "total_tokens=5000", "reshape"]),
-        (ClusterShape(10_000, 32, "double_sha256"), ["partitions=64", "partitions=32", "reshape"]),
+        (ClusterShape(5_000, 64, "double_sha256"), ["total_tokens=10000", "total_tokens=5000", "appname"]),
+        (ClusterShape(10_000, 32, "double_sha256"), ["partitions=64", "partitions=32", "appname"]),
         (
             ClusterShape(10_000, 64, "md5"),
             ["hash_function='double_sha256'", "hash_function='md5'", "appname"],
