@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobsync_celery.core.model import Run
 from jobsync_celery.errors import LeaseLost
@@ -13,8 +12,7 @@ from jobsync_celery.runtime.lease import Lease, Pass
 from jobsync_celery.store.guard import Guard
 
 
-@dataclass(frozen=True)
-class Ticket:
+class Ticket(NamedTuple):
     """What a job carries into the pool: the claim, and the pass it may start under. Plain values only."""
 
     key: str
@@ -25,14 +23,6 @@ class Ticket:
     attempt: int
     run: tuple[str, str, int]
     given: tuple[int, int]
-
-    def packed(self) -> tuple[Any, ...]:
-        """As plain values, to travel inside a request."""
-        return (
-            *(getattr(self, name) for name in ("key", "token", "partition", "node", "fence", "attempt")),
-            tuple(self.run),
-            tuple(self.given),
-        )
 
 
 class Claim:

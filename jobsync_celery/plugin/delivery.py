@@ -104,6 +104,7 @@ class Delivery:
         request._on_reject = partial(self._on_reject, request._on_reject)
         request.on_success = partial(self._on_success, request.on_success)
         request.on_failure = partial(self._on_failure, request.on_failure)
+        request.cancel = partial(self._on_cancel, request.cancel)
 
     def _on_ack(self, acknowledge: Callable[..., None], logger: Any, errors: Any) -> None:
         self._settle(partial(acknowledge, logger, errors), self.outcome or "failed")
@@ -131,6 +132,12 @@ class Delivery:
                 self._after_death(self)
             else:
                 self.leave()
+
+    def _on_cancel(self, cancel: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        # Celery notes this last, after telling the result backend; if that is away too, the killed task would be
+        # taken for a revoked one and acknowledged instead of run again.
+        self.request._already_cancelled = True
+        cancel(*args, **kwargs)
 
     def leave(self) -> None:
         """The request is out of the pool; later calls change nothing."""

@@ -231,7 +231,7 @@ class Gate:
                 node=self._node,
                 fence=granted.fence,
                 attempt=granted.attempt,
-                run=delivery.run,
+                run=tuple(delivery.run),  # type: ignore[arg-type]
                 given=given,
             ),
         )
@@ -277,7 +277,8 @@ class Gate:
                 delivery.settlement()
             else:
                 self.broker.settle_stale(message, again=delivery.outcome == "lost")
-            self._settle_copies(delivery, copies)
+            if copies:
+                self._settle_copies(delivery, copies)
         self._advance(self.forget(delivery))
         self._gone()
 
@@ -315,13 +316,17 @@ class Gate:
             return
         delivery.stage = Stage.ENDING
         delivery.returning = True
+        worker_state.task_ready(delivery.request)
         delivery.withdraw(partial(self.broker.give_back, [delivery.request.message]), "lost")
         self._record(delivery, "lost", partial(self._on_end, delivery))
 
     def forget(self, delivery: Delivery) -> Delivery | None:
         """Let go of a settled delivery; the next of its key, if it was the head."""
+        if not delivery.finished:  # Celery has done so for what left the pool
+            worker_state.task_ready(delivery.request)
         delivery.stage = Stage.GONE
-        for copy in (delivery, *delivery.duplicates):
+        self._held.discard(delivery)
+        for copy in delivery.duplicates:
             self._held.discard(copy)
             worker_state.task_ready(copy.request)
         return self.lanes.remove(delivery)

@@ -25,7 +25,7 @@ Tracer = Callable[..., Any]
 
 def attach(request: Any, ticket: Ticket) -> None:
     """Put the ticket into a Celery worker request, to travel to the pool."""
-    request.request_dict["properties"] = {**(request.request_dict["properties"] or {}), _TICKET: ticket.packed()}
+    request.request_dict["properties"] = {**(request.request_dict["properties"] or {}), _TICKET: tuple(ticket)}
 
 
 class Starter:

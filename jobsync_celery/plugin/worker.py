@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from inspect import isgenerator
@@ -96,6 +97,7 @@ class WorkerNode:
         self._started = False
         self._prepare_tasks()
         signals.worker_process_init.connect(self._in_child, weak=False)
+        worker.hub.on_tick.add(self._claimer.flush)
         worker.hub.on_close.add(self._on_hub_close)
 
     # -- the consumer's life ------------------------------------------------------------------------------------
@@ -191,7 +193,11 @@ class WorkerNode:
         self._inbox.post(_hand_out, answers)
 
     def _changed(self, delivery: Delivery) -> None:
-        self._inbox.post(self.gate.maybe_end, delivery)
+        """A fact about a started request; the threads pool tells it in a thread of its own."""
+        if threading.get_ident() == self._loop_thread:
+            self.gate.maybe_end(delivery)
+        else:
+            self._inbox.post(self.gate.maybe_end, delivery)
 
     def _after_death(self, delivery: Delivery) -> None:
         """Celery has settled a task over its time limit, but its child is still to be killed."""
@@ -236,6 +242,7 @@ class WorkerNode:
 
     def _prepare_tasks(self) -> None:
         self._pid = os.getpid()
+        self._loop_thread = threading.get_ident()
         for task in self._tasks():
             task.acks_late = True
             task.reject_on_worker_lost = True

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobsync_celery.errors import StoreError, StoreUnavailable
 from jobsync_celery.runtime.events import Events
@@ -20,11 +20,11 @@ from jobsync_celery.store.database import Link
 from jobsync_celery.store.store import Store
 
 _MOST_IN_BATCH = 256
-#: With work enough waiting for the pool, a batch that is smaller than this waits a moment to fill.
-_SMALL_BATCH = 48
-_PACE_SEC = 0.004
-#: The pool has work enough with so many granted runs for each of its slots.
-_BUSY_POOL = 2
+#: While the pool has work enough, so many granted runs for each of its slots, a batch waits to be as large as this,
+#: or as old: a commit costs the same for one run as for many.
+_BUSY_POOL = 4
+_FULL_BATCH = 64
+_OLDEST_SEC = 0.015
 #: An end that waits for a lock on its claim is tried again with every batch, at least so often.
 _AGAIN_SEC = 0.2
 
@@ -47,15 +47,13 @@ Answer = Outcome | Unavailable | Recorded
 Reply = Callable[[Answer], None]
 
 
-@dataclass(frozen=True)
-class _Claim:
+class _Claim(NamedTuple):
     incarnation: int
     wanted: Wanted
     reply: Reply
 
 
-@dataclass(frozen=True)
-class _End:
+class _End(NamedTuple):
     ending: Ending
     reply: Reply
 
@@ -94,6 +92,7 @@ class Claimer:
         self._delayed: list[_End] = []
         self._claims: deque[_Claim] = deque()
         self._wake = threading.Condition()
+        self._asleep = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="jobsync-claimer", daemon=True)
 
@@ -103,14 +102,24 @@ class Claimer:
 
     def claim(self, incarnation: int, wanted: Wanted, reply: Reply) -> None:
         """Ask for a claim; ``reply`` gets Granted, Known, Busy, NotOurs or Unavailable. Any thread."""
-        with self._wake:
-            self._claims.append(_Claim(incarnation, wanted, reply))
-            self._wake.notify()
+        self._claims.append(_Claim(incarnation, wanted, reply))
+        if self._asleep:
+            self._nudge()
 
     def end(self, ending: Ending, reply: Reply) -> None:
         """Record an end, however long that takes; ``reply`` gets :class:`Recorded`. Any thread."""
+        self._ends.append(_End(ending, reply))
+        if self._asleep:
+            self._nudge()
+
+    def flush(self) -> None:
+        """Commit what waits, unless the pool has work enough meanwhile. Called at each turn of the event loop."""
+        waiting = len(self._claims) + len(self._ends)
+        if waiting and (waiting >= _FULL_BATCH or self._backlog() < _BUSY_POOL):
+            self._nudge()
+
+    def _nudge(self) -> None:
         with self._wake:
-            self._ends.append(_End(ending, reply))
             self._wake.notify()
 
     def stop(self, timeout: float) -> bool:
@@ -142,10 +151,7 @@ class Claimer:
     def _next_batch(self, pause: float) -> tuple[list[_End], list[_Claim]] | None:
         """Wait for work; None when stopping and all is recorded."""
         with self._wake:
-            while not (self._ends or self._claims or self._stopping):
-                if not self._wake.wait(_AGAIN_SEC if self._delayed else None):
-                    break
-            self._let_fill(pause)
+            self._await_work(pause)
             claims = [self._claims.popleft() for _ in range(min(len(self._claims), _MOST_IN_BATCH))]
             if self._stopping:
                 self._answer([(claim.reply, NotOurs()) for claim in claims])
@@ -155,19 +161,24 @@ class Claimer:
             delayed, self._delayed = self._delayed, []
             return delayed + [self._ends.popleft() for _ in range(min(len(self._ends), _MOST_IN_BATCH))], claims
 
-    def _let_fill(self, pause: float) -> None:
-        """Wait for a batch to fill where that costs nobody anything: the pool has work, or the database is away."""
-        if not pause:
-            if self._stopping and self._delayed and not self._ends:
-                pause = _AGAIN_SEC
-            elif self._backlog() >= _BUSY_POOL:
-                pause = _PACE_SEC
-        end = time.monotonic() + pause
-        while len(self._ends) + len(self._claims) < _SMALL_BATCH:
-            remaining = end - time.monotonic()
-            if remaining <= 0:
+    def _await_work(self, pause: float) -> None:
+        """Sleep until there is a batch to commit; under the lock."""
+        if pause:  # the database is away: a wake-up does not bring it back
+            end = time.monotonic() + pause
+            while (remaining := end - time.monotonic()) > 0 and not self._stopping:
+                self._wake.wait(remaining)
+            return
+        while not (self._ends or self._claims or self._stopping):
+            self._asleep = True
+            woken = self._wake.wait(_AGAIN_SEC if self._delayed else None)
+            self._asleep = False
+            if not woken:
                 return
-            self._wake.wait(remaining)
+        if self._stopping:
+            if self._delayed and not self._ends:
+                self._wake.wait(_AGAIN_SEC)
+        elif len(self._ends) + len(self._claims) < _FULL_BATCH and self._backlog() >= _BUSY_POOL:
+            self._wake.wait(_OLDEST_SEC)
 
     def _process(self, ends: list[_End], claims: list[_Claim]) -> float:
         """Commit one batch; how long to pause before the next."""
@@ -192,7 +203,10 @@ class Claimer:
         """A batch failed for a reason of one of its requests: halve it, until that one fails alone."""
         if len(ends) + len(claims) == 1:
             self._events("request_failed", error=str(error))
-            self._delayed += ends  # not known to be anybody else's: tried again
+            if isinstance(error, StoreError):  # for no fault of its own: it is tried again
+                self._delayed += ends
+            else:
+                self._answer([(end.reply, Recorded(ours=False)) for end in ends])
             self._answer([(claim.reply, Unavailable(str(error))) for claim in claims])
             return
         middle_end, middle_claim = (len(ends) + 1) // 2, len(claims) // 2

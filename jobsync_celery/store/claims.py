@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import TextClause
 from sqlalchemy.engine import Connection
@@ -35,8 +36,7 @@ _OPEN = (
 )
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A run that asks for its claim."""
 
     run: Run
@@ -46,8 +46,7 @@ class Wanted:
     partition: int
 
 
-@dataclass(frozen=True)
-class Ending:
+class Ending(NamedTuple):
     """How a claimed run ended: ``state`` is done, failed, retried, or lost (to be run again)."""
 
     run: Run
@@ -56,8 +55,7 @@ class Ending:
     partition: int
 
 
-@dataclass(frozen=True)
-class Granted:
+class Granted(NamedTuple):
     """The run may start, under this fence."""
 
     fence: int

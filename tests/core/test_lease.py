@@ -88,9 +88,7 @@ def test_a_clock_that_steps_forth_and_back_unseen_errs_by_no_more_than_the_time_
 
 @settings(deadline=None)
 @given(st.floats(0.01, 100), st.integers(1, 20), st.floats(0.1, 10), st.floats(2, 6))
-def test_an_observer_with_a_gap_suspects_nobody(
-    beyond: float, before: int, interval: float, times: float
-) -> None:
+def test_an_observer_with_a_gap_suspects_nobody(beyond: float, before: int, interval: float, times: float) -> None:
     timeout = interval * times
     victim = [Member("victim", 2, renewals=7, age=1e6)]
     watch = Watch(1, interval, timeout)
@@ -133,9 +131,7 @@ def test_an_outage_of_the_database_evicts_nobody(
         counters[number] += 1
         if number == 0:
             assert watch.suspects(now) == ()
-            members = [
-                Member(str(each), each, renewals=counters[each], age=now - renewed[each]) for each in due
-            ]
+            members = [Member(str(each), each, renewals=counters[each], age=now - renewed[each]) for each in due]
             watch = watch.observe(now, now, EPOCH + now, members)
             assert watch.suspects(now) == ()
 
@@ -182,9 +178,7 @@ def test_a_step_of_the_database_clock_falls_back_on_the_counter(step: float) -> 
         (4.9, 5.4, 2.4, "half a second back, before the renewal, and a slow answer"),
     ],
 )
-def test_a_step_too_small_to_matter_is_allowed_for(
-    database_time: float, received: float, age: float, why: str
-) -> None:
+def test_a_step_too_small_to_matter_is_allowed_for(database_time: float, received: float, age: float, why: str) -> None:
     watch = Watch(1, INTERVAL, TIMEOUT).observe(0, 0, EPOCH, [])
     watch = watch.observe(5, received, EPOCH + database_time, [Member("victim", 2, age=age)])
     assert watch.next_check(6) == pytest.approx(3 + TIMEOUT * (1 + DRIFT)), why

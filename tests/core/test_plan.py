@@ -26,9 +26,7 @@ def clusters(draw: st.DrawFn, weighted: bool = True) -> tuple[list[Member], list
         Member(name, incarnation, draw(states), draw(weights) if weighted else 1.0)
         for name, incarnation in zip(NAMES, draw(st.permutations(range(3))), strict=False)
     ][: draw(st.integers(1, 3))]
-    seats = [
-        Seat(number, draw(names), draw(names), None, draw(names)) for number in range(draw(st.integers(0, 6)))
-    ]
+    seats = [Seat(number, draw(names), draw(names), None, draw(names)) for number in range(draw(st.integers(0, 6)))]
     return members, seats
 
 
@@ -193,12 +191,8 @@ def test_a_node_of_weight_zero_gets_nothing_unless_all_have_it() -> None:
     assert counts(plan(both, seats), both) == [2, 2]
 
 
-@pytest.mark.parametrize(
-    ("count", "partitions"), [(2, 64), (3, 84), (7, 84), (3, 64), (100, 1024), (700, 4096)]
-)
-def test_a_returning_name_gets_former_partitions_back_and_nothing_else_moves(
-    count: int, partitions: int
-) -> None:
+@pytest.mark.parametrize(("count", "partitions"), [(2, 64), (3, 84), (7, 84), (3, 64), (100, 1024), (700, 4096)])
+def test_a_returning_name_gets_former_partitions_back_and_nothing_else_moves(count: int, partitions: int) -> None:
     members, seats = cluster_of(count, partitions)
     without = members[1:]
     during = settled(plan(without, seats), seats)

@@ -57,7 +57,7 @@ def test_a_worker_stopped_while_the_database_is_away_loses_nothing(
 ) -> None:
     leaver = celery_setup.worker_cluster[0]
     keys = [site.key_of(leaver.hostname(), "away", n) for n in range(4)]
-    ran = [site.call("step", key, n, 2.0) for n, key in enumerate(keys)]
+    ran = [site.call("slow_first", key, n, 2.0) for n, key in enumerate(keys)]
     held = [site.call("step", key, n) for n, key in enumerate(keys)]
     until(lambda: len(site.history.runs()) == 2, "two run")
     postgres.stop()
