@@ -33,7 +33,7 @@ class Broker(Protocol):
         """The delivery tags that this process holds, if tags outlive a connection."""
 
 
-class AmqpBroker:
+class AmqpBroker(Broker):
     """RabbitMQ: each copy has its own delivery tag, and a rejected message keeps its place in a classic queue."""
 
     def __init__(self, errors: tuple[type[BaseException], ...]) -> None:
@@ -60,7 +60,7 @@ class AmqpBroker:
         return set()
 
 
-class RedisBroker:
+class RedisBroker(Broker):
     """Redis: a redelivered copy has the delivery tag of the first, so settling one settles both."""
 
     def __init__(self, channel: Any, errors: tuple[type[BaseException], ...]) -> None:

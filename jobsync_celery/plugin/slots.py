@@ -26,7 +26,7 @@ class Slots(Protocol):
         """The broker connection was lost: nobody waits any more."""
 
 
-class SemaphoreSlots:
+class SemaphoreSlots(Slots):
     """The prefork pool's own semaphore, shared with ordinary tasks in the order of asking.
 
     What waits in the semaphore is only the wish for a slot, never a request.
@@ -63,7 +63,7 @@ class SemaphoreSlots:
             self._semaphore.release()
 
 
-class CountedSlots:
+class CountedSlots(Slots):
     """Threads and solo pools, which take any number of jobs: count them ourselves."""
 
     #: The solo pool runs the body inside the event loop, which must come round now and then.
