@@ -35,9 +35,11 @@ logger = logging.getLogger(__name__)
 class Scribe(Protocol):
     """Where claims are asked for and ends recorded: :class:`jobsync_celery.runtime.claimer.Claimer`."""
 
-    def claim(self, incarnation: int, wanted: Wanted, reply: Reply) -> None: ...
+    def claim(self, incarnation: int, wanted: Wanted, reply: Reply) -> None:
+        """Ask for a claim; ``reply`` gets the outcome."""
 
-    def end(self, ending: Ending, reply: Reply) -> None: ...
+    def end(self, ending: Ending, reply: Reply) -> None:
+        """Record an end; ``reply`` gets whether it was ours to record."""
 
 
 class Gate:

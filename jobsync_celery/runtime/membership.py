@@ -19,7 +19,9 @@ from jobsync_celery.store.store import Store
 class Hold(Protocol):
     """Proof of what runs on this machine; see :class:`jobsync_celery.runtime.presence.Presence`."""
 
-    def proves_gone(self, identity: str) -> bool: ...
+    def proves_gone(self, identity: str) -> bool:
+        """Whether the process that registered with ``identity`` is gone, with all its children."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Membership:
 
     @property
     def name(self) -> str:
+        """The node's name."""
         return self.identity.name
 
     def tick(self) -> Renewal | None:

@@ -91,6 +91,7 @@ class Node:
 
     @property
     def name(self) -> str:
+        """The node's name."""
         return self._settings.identity.name
 
     def start(self) -> None:

@@ -74,6 +74,7 @@ class Renewal:
 
     @property
     def watching(self) -> bool:
+        """Whether this node is one of the few that watch the others."""
         return bool(self.members)
 
 
