@@ -116,6 +116,7 @@ class Site:
             settings["jobsync"] = None
         env = {
             under_test.SETTINGS: json.dumps(settings),
+            "TMPDIR": str(self.folder),  # what killed workers leave behind goes with the test's folder
             "PYTHONPATH": os.pathsep.join(filter(None, (str(_TESTS), path))),
         }
         if self._guard is None:
