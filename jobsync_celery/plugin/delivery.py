@@ -139,6 +139,15 @@ class Delivery:
         self.request._already_cancelled = True
         cancel(*args, **kwargs)
 
+    def disarm(self) -> None:
+        """Over: let go of the request, which holds us too. Reference cycles would leave each task to the collector."""
+        overrides = vars(self.request)
+        for name in ("on_success", "on_failure", "cancel"):
+            overrides.pop(name, None)
+        self.request._on_ack = self.request._on_reject = _settled
+        self.settlement = None
+        self._changed = self._after_death = _nothing
+
     def leave(self) -> None:
         """The request is out of the pool; later calls change nothing."""
         if not self.finished:
@@ -153,6 +162,10 @@ class Delivery:
     def _settle(self, settlement: Callable[[], None], outcome: str) -> None:
         if self.settlement is None:
             self.settlement, self.outcome = settlement, outcome
+
+
+def _settled(*args: Any) -> None:
+    """The message of a request that is over was settled."""
 
 
 def _nothing(delivery: Delivery) -> None:

@@ -331,6 +331,8 @@ class Gate:
         for copy in delivery.duplicates:
             self._held.discard(copy)
             worker_state.task_ready(copy.request)
+        if delivery.finished:
+            delivery.disarm()
         return self.lanes.remove(delivery)
 
     def flushed(self) -> None:

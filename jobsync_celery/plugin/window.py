@@ -13,7 +13,7 @@ from jobsync_celery.plugin.delivery import Stage
 
 _LOOK_SEC = 0.25
 #: At most so many messages for each pool slot on top of the configured window.
-_MOST_PER_SLOT = 32
+_MOST_PER_SLOT = 64
 #: Windows shrink slowly, so that a lull does not cost the next burst.
 _DECAY = 0.9
 
@@ -46,8 +46,8 @@ class Window:
         lanes = self._gate.lanes
         passing = len(lanes.stage(Stage.CLAIMING, Stage.ENDING))
         most = _MOST_PER_SLOT * self._worker.concurrency
-        # Twice what was seen: a window that is full can not show how much more would pass.
-        self._wish = min(most, max(2.0 * passing, self._wish * _DECAY if passing or self._wish > 1 else 0.0))
+        # More than what was seen: a window that is full cannot show how much more would pass.
+        self._wish = min(most, max(4.0 * passing, self._wish * _DECAY if passing or self._wish > 1 else 0.0))
         target = math.ceil(self._wish)
         change = target - self._added
         if abs(change) >= max(2, self._added // 4) or (target == 0 and change):
