@@ -42,6 +42,7 @@ class Delivery:
     __slots__ = (
         "_after_death",
         "_changed",
+        "acknowledges",
         "connection",
         "counted",
         "doubtful",
@@ -78,6 +79,8 @@ class Delivery:
         self.doubtful = False
         self.outcome: str | None = None
         self.settlement: Callable[[], None] | None = None
+        #: Whether the settlement is Celery's plain acknowledgement.
+        self.acknowledges = False
         self.finished = False
         #: Further copies of the same run, settled after it.
         self.duplicates: list[Delivery] = []
@@ -107,6 +110,7 @@ class Delivery:
         request.cancel = partial(self._on_cancel, request.cancel)
 
     def _on_ack(self, acknowledge: Callable[..., None], logger: Any, errors: Any) -> None:
+        self.acknowledges = self.settlement is None
         self._settle(partial(acknowledge, logger, errors), self.outcome or "failed")
         self._changed(self)
 

@@ -114,6 +114,7 @@ class WorkerNode:
         gate.pool = self._worker.pool
         gate.changed = self._changed
         gate.after_death = self._after_death
+        gate.plain_ack = lambda: consumer._maximum_prefetch_restored
         if self._started:
             self._border.recover()  # what was fetched on the lost connection
         else:

@@ -203,10 +203,10 @@ class Claimer:
         """A batch failed for a reason of one of its requests: halve it, until that one fails alone."""
         if len(ends) + len(claims) == 1:
             self._events("request_failed", error=str(error))
-            if isinstance(error, StoreError):  # for no fault of its own: it is tried again
-                self._delayed += ends
-            else:
+            if _is_bad_data(error):
                 self._answer([(end.reply, Recorded(ours=False)) for end in ends])
+            else:  # for no fault of its own: it is tried again
+                self._delayed += ends
             self._answer([(claim.reply, Unavailable(str(error))) for claim in claims])
             return
         middle_end, middle_claim = (len(ends) + 1) // 2, len(claims) // 2
@@ -254,3 +254,8 @@ class Claimer:
     def _answer(self, answers: Sequence[tuple[Reply, Any]]) -> None:
         if answers:
             self._deliver(answers)
+
+
+def _is_bad_data(error: Exception) -> bool:
+    """Whether the driver (a ValueError) or the server (SQLSTATE class 22) cannot take these values, now or later."""
+    return not isinstance(error, StoreError) or (getattr(error, "sqlstate", None) or "").startswith("22")
