@@ -12,7 +12,7 @@
      cst cinc cf           rows of sync_claim (store/claims.py); glk: locked under guard (store/guard.py)
      pinc hb ht            a worker's own incarnation and its heartbeat under way (runtime/membership.py)
      sinc sdl              incarnation and deadline in shared memory (runtime/lease.py)
-     jst jm ji jf jz       a pool slot: state, message, incarnation of its pass, fence, epoch out of date (plugin/start.py)
+     jst jm ji jf jz       a pool slot: state, message, incarnation of its pass, fence, epoch out of date (plugin/start_check.py)
      ost ov och            the observer that may declare dead (core/lease.py, runtime/leadership.py)
 
    Without BROKER every message can be delivered to any process at any time, any number of times: duplicates and

@@ -24,7 +24,7 @@ from jobsync_celery.plugin.delivery import UNSTARTED, Delivery, Stage
 from jobsync_celery.plugin.lanes import Held, Lanes
 from jobsync_celery.plugin.router import PartitionQueues
 from jobsync_celery.plugin.slots import Slots
-from jobsync_celery.plugin.start import attach
+from jobsync_celery.plugin.start_check import attach
 from jobsync_celery.runtime.claimer import Answer, Recorded, Reply, Unavailable
 from jobsync_celery.runtime.lease import Lease
 from jobsync_celery.store.claims import Busy, Ending, Granted, Known, Wanted

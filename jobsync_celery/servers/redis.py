@@ -67,7 +67,10 @@ class PrivateRedis(PrivateServer):
         try:
             with socket.create_connection((HOST, self.port), timeout=1) as connection:
                 connection.sendall(f"AUTH {self.password}\r\nPING\r\n".encode())
-                return connection.recv(64).startswith(b"+OK")
+                answer = b""
+                while answer.count(b"\r\n") < 2 and (part := connection.recv(64)):
+                    answer += part
+                return answer == b"+OK\r\n+PONG\r\n"  # not yet while it loads its data
         except OSError:
             return False
 
