@@ -111,8 +111,8 @@ class Border:
             then()
 
     def _stop(self, partitions: frozenset[int]) -> None:
-        self._halt(partitions)
         self._stopping |= partitions
+        self._halt(partitions)
         self.look()
 
     def _halt(self, partitions: frozenset[int]) -> None:
@@ -123,5 +123,5 @@ class Border:
             self._consumption.cancel(number)
         if self.consumer is not None:
             names = {self._queues.name(number) for number in partitions}
-            self._gate.broker.give_back(withdraw_scheduled(self.consumer, names))
+            self._gate.return_messages(withdraw_scheduled(self.consumer, names))
             self._gate.give_back(set(partitions))

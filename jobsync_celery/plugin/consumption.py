@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from celery import Celery
 
 from jobsync_celery.plugin.router import PartitionQueues
+
+logger = logging.getLogger(__name__)
 
 
 class Consumption:
@@ -32,8 +35,11 @@ class Consumption:
         self._consumer = consumer
 
     def detach(self) -> None:
-        """The connection is gone."""
+        """The connection is gone, and what was held with it: nothing is paused on the next one."""
         self._consumer = None
+        for partition in self._paused:
+            self._select(partition)
+        self._paused.clear()
 
     def add(self, partition: int) -> None:
         """Consume a partition."""
@@ -59,11 +65,6 @@ class Consumption:
             self._paused.discard(partition)
             self._select(partition)
 
-    @property
-    def paused(self) -> frozenset[int]:
-        """The partitions that are paused."""
-        return frozenset(self._paused)
-
     def _select(self, partition: int) -> None:
         name = self._queues.name(partition)
         if self._consumer is None:
@@ -73,7 +74,11 @@ class Consumption:
 
     def _deselect(self, partition: int) -> None:
         name = self._queues.name(partition)
+        self._known.deselect([name])
         if self._consumer is None:
-            self._known.deselect([name])
-        elif name in self._known.consume_from:
-            self._consumer.cancel_task_queue(name)
+            return
+        try:
+            self._consumer.task_consumer.cancel_by_queue(name)
+        except (*self._consumer.connection_errors, *self._consumer.channel_errors):
+            # The next connection begins from the selection, which no longer has it.
+            logger.debug("jobsync: cancelling %s failed: its connection is lost", name, exc_info=True)

@@ -11,12 +11,12 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from celery.exceptions import TaskRevokedError
 from celery.worker import state as worker_state
 
-from jobsync_celery.errors import KeyMissing
+from jobsync_celery.errors import KeyMissing, StoreError
 from jobsync_celery.plugin.brokers import Broker
 from jobsync_celery.plugin.claim import Ticket
 from jobsync_celery.plugin.coordinated import Coordination, Registry
@@ -25,21 +25,11 @@ from jobsync_celery.plugin.lanes import Held, Lanes
 from jobsync_celery.plugin.router import PartitionQueues
 from jobsync_celery.plugin.slots import Slots
 from jobsync_celery.plugin.start_check import attach
-from jobsync_celery.runtime.claimer import Answer, Recorded, Reply, Unavailable
+from jobsync_celery.runtime.claimer import Answer, Claimer, Recorded, Refused, Reply, Unavailable
 from jobsync_celery.runtime.lease import Lease
 from jobsync_celery.store.claims import Busy, Ending, Granted, Known, Wanted
 
 logger = logging.getLogger(__name__)
-
-
-class Scribe(Protocol):
-    """Where claims are asked for and ends recorded: :class:`jobsync_celery.runtime.claimer.Claimer`."""
-
-    def claim(self, incarnation: int, wanted: Wanted, reply: Reply) -> None:
-        """Ask for a claim; ``reply`` gets the outcome."""
-
-    def end(self, ending: Ending, reply: Reply) -> None:
-        """Record an end; ``reply`` gets whether it was ours to record."""
 
 
 class Gate:
@@ -59,7 +49,7 @@ class Gate:
         registry: Registry,
         queues: PartitionQueues,
         lease: Lease,
-        scribe: Scribe,
+        scribe: Claimer,
         held: Held,
         ordinary: Callable[[Any], None],
         misplaced: Callable[[Delivery], None],
@@ -86,9 +76,6 @@ class Gate:
         self.slots: Slots
         self.after_death: Callable[[Delivery], None]
         self.changed: Callable[[Delivery], None]
-        #: Whether acknowledging a message is all that Celery would do; after a reconnect it restores its prefetch
-        #: count along with it. Celery's own way costs several calls and a turn of the loop.
-        self.plain_ack: Callable[[], bool] = lambda: False
 
     # -- arrival ------------------------------------------------------------------------------------------------
 
@@ -104,7 +91,7 @@ class Gate:
         if self._queues.number(request.delivery_info.get("routing_key")) != delivery.partition:
             self._misplaced(delivery)
         elif delivery.partition not in self.accepting:
-            self.broker.give_back([request.message])
+            self.return_messages([request.message])
             self.forget(delivery)
         else:
             self._admit(delivery)
@@ -113,15 +100,24 @@ class Gate:
         try:
             key = coordination.key(request.args, request.kwargs)
         except KeyMissing as error:
-            logger.error("jobsync: task %s[%s] has no key and is failed: %s", request.name, request.id, error)
-            request.task.backend.mark_as_failure(
-                request.id, error, request=request._context, store_result=request.store_errors
-            )
-            request.reject(requeue=False)
+            self._reject(request, error)
             worker_state.task_ready(request)
             return None
         token = self._queues.tokens.token(key)
         return Delivery(request, key, token, self._queues.tokens.partition(token), self.connection)
+
+    def _reject(self, request: Any, error: Exception) -> None:
+        """Fail a task that can never be run: its result says why, and its message is rejected for good."""
+        logger.error("jobsync: task %s[%s] is failed: %s", request.name, request.id, error)
+        request.task.backend.mark_as_failure(
+            request.id, error, request=request._context, store_result=request.store_errors
+        )
+        request.reject(requeue=False)
+
+    def _fail(self, delivery: Delivery, reason: str) -> None:
+        self._reject(delivery.request, StoreError(reason))
+        self._advance(self.forget(delivery))
+        self._gone()
 
     def _admit(self, delivery: Delivery) -> None:
         first = self.lanes.same_run(delivery)
@@ -156,6 +152,8 @@ class Gate:
             self.pump()
         elif isinstance(answer, Known):
             self._drop_known(delivery)
+        elif isinstance(answer, Refused):
+            self._fail(delivery, answer.error)
         elif isinstance(answer, (Busy, Unavailable)):
             delivery.stage = Stage.PARKED
             delivery.doubtful = isinstance(answer, Unavailable)
@@ -169,13 +167,16 @@ class Gate:
         if isinstance(answer, Granted):
             delivery.granted = answer
         gone = delivery.stage is Stage.GONE  # with its connection
-        if isinstance(answer, Unavailable):
+        if isinstance(answer, Unavailable) and not isinstance(answer, Refused):
             # It may stand after all: ask until that is known, unless the same run has come again and asks itself.
-            if not gone or not self.lanes.has(delivery.run):
+            again = self.lanes.same_run(delivery) if gone else None
+            if again is None or again.stage is Stage.WAITING:
                 self._ask(delivery)
         elif not gone:
             if isinstance(answer, Known):
                 self._drop_known(delivery)
+            elif isinstance(answer, Refused):
+                self._fail(delivery, answer.error)
             else:
                 self.withdraw(delivery)
         elif delivery.granted is not None:
@@ -187,6 +188,7 @@ class Gate:
         for copy in (delivery, *delivery.duplicates):
             self.broker.acknowledge(copy.request.message)
         self._advance(self.forget(delivery))
+        self._gone()
 
     def recheck(self) -> None:
         """Ask again for claims that could not be granted, and look for free slots."""
@@ -257,7 +259,7 @@ class Gate:
             return
         if delivery.settlement is None:
             # Celery left it to the broker, as after a cancel on connection loss: it is to be run again.
-            delivery.withdraw(partial(self.broker.give_back, [delivery.request.message]), "lost")
+            delivery.withdraw(partial(self.return_messages, [delivery.request.message]), "lost")
         self.slots.finished()
         delivery.stage = Stage.ENDING
         assert delivery.outcome is not None
@@ -271,30 +273,34 @@ class Gate:
         self._scribe.end(Ending(delivery.run, delivery.granted.fence, outcome, delivery.partition), reply)
 
     def _on_end(self, delivery: Delivery, answer: Answer) -> None:
-        message = delivery.request.message
-        fresh = delivery.connection == self.connection
-        copies = [copy.request.message for copy in delivery.duplicates if copy.connection == self.connection]
-        if not (isinstance(answer, Recorded) and answer.ours):
-            # Another node took the run over: never acknowledge what was lost.
-            self.broker.drop([message, *copies] if fresh else copies)
-        else:
-            if fresh and delivery.acknowledges and self.plain_ack():
-                self.broker.acknowledge(message)
-            elif fresh and delivery.settlement is not None:
-                delivery.settlement()
-            else:
-                self.broker.settle_stale(message, again=delivery.outcome == "lost")
-            if copies:
-                self._settle_copies(delivery, copies)
+        try:
+            self._settle(delivery, ours=isinstance(answer, Recorded) and answer.ours)
+        except Exception:
+            logger.warning("jobsync: task %s could not be settled", delivery.run.task_id, exc_info=True)
         self._advance(self.forget(delivery))
         self._gone()
 
-    def _settle_copies(self, first: Delivery, copies: list[Any]) -> None:
-        if first.outcome == "lost":
-            self.broker.return_copies(first.request.message, copies)
+    def _settle(self, delivery: Delivery, *, ours: bool) -> None:
+        message = delivery.request.message
+        fresh = delivery.connection == self.connection
+        copies = [copy.request.message for copy in delivery.duplicates if copy.connection == self.connection]
+        if not ours:
+            # Another node took the run over: never acknowledge what was lost.
+            self.broker.drop([message, *copies] if fresh else copies)
             return
-        for copy in copies:
-            self.broker.acknowledge(copy)
+        if fresh and delivery.acknowledges:
+            self.broker.acknowledge(
+                message
+            )  # what Celery's own way comes to, several calls and a turn of the loop later
+        elif fresh and delivery.settlement is not None:
+            delivery.settlement()
+        else:
+            self.broker.settle_stale(message, again=delivery.outcome == "lost")
+        if copies and delivery.outcome == "lost":
+            self.broker.return_copies(message, copies)
+        else:
+            for copy in copies:
+                self.broker.acknowledge(copy)
 
     # -- giving back --------------------------------------------------------------------------------------------
 
@@ -312,19 +318,28 @@ class Gate:
             else:
                 returned += [copy.request.message for copy in (delivery, *delivery.duplicates)]
                 self.forget(delivery)
-        self.broker.give_back(returned)
+        self.return_messages(returned)
+
+    def return_messages(self, messages: list[Any]) -> None:
+        """Give messages back to the broker, in the order of arrival; a lost connection has done so already."""
+        try:
+            self.broker.give_back(messages)
+        except Exception:
+            logger.warning(
+                "jobsync: %d messages could not be given back: they come again", len(messages), exc_info=True
+            )
 
     def withdraw(self, delivery: Delivery) -> None:
         """Return one delivery, ending the claim it may have before its message goes back."""
         if delivery.granted is None:
-            self.broker.give_back([copy.request.message for copy in (delivery, *delivery.duplicates)])
+            self.return_messages([copy.request.message for copy in (delivery, *delivery.duplicates)])
             self.forget(delivery)
             self._gone()
             return
         delivery.stage = Stage.ENDING
         delivery.returning = True
         worker_state.task_ready(delivery.request)
-        delivery.withdraw(partial(self.broker.give_back, [delivery.request.message]), "lost")
+        delivery.withdraw(partial(self.return_messages, [delivery.request.message]), "lost")
         self._record(delivery, "lost", partial(self._on_end, delivery))
 
     def forget(self, delivery: Delivery) -> Delivery | None:
@@ -363,6 +378,7 @@ class Gate:
                 self._record(delivery, "lost", lambda _: self.recheck())
             elif delivery.doubtful:
                 self._ask(delivery)
+        self._gone()
 
     def pending(self, partition: int) -> bool:
         """Whether something of this partition is still to be given back."""

@@ -93,7 +93,7 @@ class CountedSlots(Slots):
             self._starting = False
 
     def release(self) -> None:
-        self._busy -= 1
+        """Counted when the request is finished."""
 
     def finished(self) -> None:
         self._busy -= 1

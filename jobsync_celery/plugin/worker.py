@@ -114,7 +114,6 @@ class WorkerNode:
         gate.pool = self._worker.pool
         gate.changed = self._changed
         gate.after_death = self._after_death
-        gate.plain_ack = lambda: consumer._maximum_prefetch_restored
         if self._started:
             self._border.recover()  # what was fetched on the lost connection
         else:
@@ -244,6 +243,8 @@ class WorkerNode:
     def _prepare_tasks(self) -> None:
         self._pid = os.getpid()
         self._loop_thread = threading.get_ident()
+        # After a reconnect Celery would set the window to a number of its own, without what is held and passing.
+        self._cluster.app.conf.worker_enable_prefetch_count_reduction = False
         for task in self._tasks():
             task.acks_late = True
             task.reject_on_worker_lost = True

@@ -37,6 +37,11 @@ class Unavailable:
 
 
 @dataclass(frozen=True)
+class Refused(Unavailable):
+    """The database cannot take these values, now or later: the request can never be granted."""
+
+
+@dataclass(frozen=True)
 class Recorded:
     """The answer to an end; false if another node took the run over meanwhile."""
 
@@ -168,12 +173,13 @@ class Claimer:
             while (remaining := end - time.monotonic()) > 0 and not self._stopping:
                 self._wake.wait(remaining)
             return
-        while not (self._ends or self._claims or self._stopping):
-            self._asleep = True
-            woken = self._wake.wait(_AGAIN_SEC if self._delayed else None)
+        self._asleep = True  # before looking: whoever adds after the look has to wake us
+        try:
+            while not (self._ends or self._claims or self._stopping):
+                if not self._wake.wait(_AGAIN_SEC if self._delayed else None) and self._delayed:
+                    return
+        finally:
             self._asleep = False
-            if not woken:
-                return
         if self._stopping:
             if self._delayed and not self._ends:
                 self._wake.wait(_AGAIN_SEC)
@@ -205,9 +211,10 @@ class Claimer:
             self._events("request_failed", error=str(error))
             if _is_bad_data(error):
                 self._answer([(end.reply, Recorded(ours=False)) for end in ends])
+                self._answer([(claim.reply, Refused(str(error))) for claim in claims])
             else:  # for no fault of its own: it is tried again
                 self._delayed += ends
-            self._answer([(claim.reply, Unavailable(str(error))) for claim in claims])
+                self._answer([(claim.reply, Unavailable(str(error))) for claim in claims])
             return
         middle_end, middle_claim = (len(ends) + 1) // 2, len(claims) // 2
         self._process(ends[:middle_end], claims[:middle_claim])

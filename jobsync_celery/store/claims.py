@@ -152,6 +152,8 @@ class Claims:
             " AS w (task_id, origin, retries, task_name, task_key, token_id, partition_id)"
             " WHERE NOT EXISTS (SELECT FROM {claim} later WHERE later.task_id = w.task_id"
             " AND later.origin = w.origin AND later.retries > w.retries)"
+            # Not left to the conflict: it would wait for a transaction that is about to end the other claim.
+            " AND NOT EXISTS (SELECT FROM {claim} r WHERE r.task_key = w.task_key AND r.state = 'running')"
             " ORDER BY w.task_key ON CONFLICT DO NOTHING RETURNING task_id, origin, retries"
         )
         self._batch = sql(
@@ -170,9 +172,11 @@ class Claims:
             " FROM json_to_recordset(CAST(:wanted AS json)) AS w (task_id text, origin text, retries int,"
             " task_name text, task_key text, token_id int, partition_id int)"
             " JOIN owned USING (partition_id)"
-            " WHERE (SELECT count(*) FROM ended) >= 0"
-            " AND NOT EXISTS (SELECT FROM {claim} later WHERE later.task_id = w.task_id"
+            " WHERE NOT EXISTS (SELECT FROM {claim} later WHERE later.task_id = w.task_id"
             " AND later.origin = w.origin AND later.retries > w.retries)"
+            " AND NOT EXISTS (SELECT FROM {claim} r WHERE r.task_key = w.task_key AND r.state = 'running'"
+            " AND NOT EXISTS (SELECT FROM ended e WHERE e.task_id = r.task_id AND e.origin = r.origin"
+            " AND e.retries = r.retries))"
             " ON CONFLICT DO NOTHING RETURNING task_id, origin, retries, fence)"
             " SELECT task_id, origin, retries, NULL AS fence FROM ended"
             " UNION ALL SELECT task_id, origin, retries, fence FROM granted"
