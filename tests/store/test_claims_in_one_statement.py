@@ -9,6 +9,7 @@ import pytest
 from cluster import Cluster, ending, wanted
 
 from jobsync_celery.store.claims import Busy, Committed, Ending, Granted, Known, NotOurs, Wanted
+from jobsync_celery.store.guard import Guard
 
 
 @pytest.fixture
@@ -131,3 +132,23 @@ def test_a_late_success_is_recorded_by_an_incarnation_that_is_gone(cluster: Clus
     cluster.bury("a", incarnation)
     cluster.within(cluster.store.claims.settle)
     assert commit(cluster, 0, [ending(wanted("t"), granted)]).recorded == {wanted("t").run}
+
+
+def test_a_claim_that_its_user_is_about_to_complete_holds_up_no_other_key(cluster: Cluster) -> None:
+    """Its transaction may stay open for long: waiting for it would stop all keys of the partition's new owner."""
+    before = cluster.join("before", 0)
+    running = wanted("running")
+    granted = commit(cluster, before, [], [running], name="before").outcomes[running.run]
+    assert isinstance(granted, Granted)
+    now = cluster.join("a", 1)
+    with cluster.database.transaction("mover") as tx:
+        assert cluster.store.partitions.release(tx, [0], before) == {0}
+    with cluster.database.transaction("mover") as tx:
+        tx.execute(cluster.database.sql("UPDATE {partition} SET target = 'a' WHERE partition_id = 0"))
+        assert cluster.store.partitions.take(tx, [0], "a", now) == {0}
+    with cluster.database.transaction("user") as tx:
+        Guard(cluster.database.tables.claim).complete(tx, running.run, granted.fence)
+        waiting, other = wanted("waiting"), wanted("other", "l", 1)
+        outcomes = commit(cluster, now, [], [waiting, other]).outcomes
+        assert isinstance(outcomes[waiting.run], Busy) and isinstance(outcomes[other.run], Granted)
+    assert isinstance(commit(cluster, now, [], [waiting]).outcomes[waiting.run], Granted)
