@@ -139,10 +139,6 @@ class Claimer:
             self._link.close()
         return finished
 
-    def forget(self) -> None:
-        """In a forked child: let go of the connection without a word to the server."""
-        self._link.discard_after_fork()
-
     def _run(self) -> None:
         pause = 0.0
         while (batch := self._next_batch(pause)) is not None:

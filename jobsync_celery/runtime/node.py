@@ -121,10 +121,6 @@ class Node:
             self._thread.join(timeout)
         return self.left.is_set()
 
-    def forget(self) -> None:
-        """In a forked child: let go of the connection without a word to the server."""
-        self._link.discard_after_fork()
-
     def _run(self) -> None:
         while not self._leaving:
             try:

@@ -26,7 +26,8 @@ _WANTED = (
     "unnest(CAST(:task_ids AS text[]), CAST(:origins AS text[]), CAST(:retries AS int[]))"
     " AS w (task_id, origin, retries)"
 )
-_OPEN_JSON = (
+#: The claims that these ends belong to: nobody took the run over, and no other end is recorded.
+_OPEN = (
     "SELECT c.task_id, c.origin, c.retries, e.state AS end_state FROM {claim} c"
     " JOIN json_to_recordset(CAST(:ended AS json)) AS e (task_id text, origin text, retries int, fence bigint,"
     " state text) ON c.task_id = e.task_id AND c.origin = e.origin AND c.retries = e.retries AND c.fence = e.fence"
@@ -34,14 +35,6 @@ _OPEN_JSON = (
 )
 #: No failover has happened that the caller does not know of yet.
 _SAME_SERVER = "(CAST(:timeline AS bigint) IS NULL OR {timeline}() = :timeline)"
-#: The claims that these ends belong to: nobody took the run over, and no other end is recorded.
-_OPEN = (
-    "SELECT c.task_id, c.origin, c.retries, e.state AS end_state FROM {claim} c"
-    " JOIN unnest(CAST(:ended_ids AS text[]), CAST(:ended_origins AS text[]), CAST(:ended_retries AS int[]),"
-    " CAST(:fences AS bigint[]), CAST(:states AS text[])) AS e (task_id, origin, retries, fence, state)"
-    " ON c.task_id = e.task_id AND c.origin = e.origin AND c.retries = e.retries AND c.fence = e.fence"
-    " WHERE c.state IN ('running', 'lost', e.state)"
-)
 
 
 class Wanted(NamedTuple):
@@ -115,16 +108,9 @@ class Claims:
                 template.replace("{alive}", _ALIVE),
                 wanted=_WANTED,
                 open=_OPEN,
-                open_json=_OPEN_JSON,
                 same_server=_SAME_SERVER,
             )
 
-        self._end = sql(
-            "WITH ended AS ({open} ORDER BY c.task_key FOR NO KEY UPDATE OF c SKIP LOCKED)"
-            " UPDATE {claim} c SET state = ended.end_state, finished_on = clock_timestamp() FROM ended"
-            " WHERE c.task_id = ended.task_id AND c.origin = ended.origin AND c.retries = ended.retries"
-            " RETURNING c.task_id, c.origin, c.retries"
-        )
         self._missed = sql(
             "SELECT c.task_id, c.origin, c.retries, c.state IN ('running', 'lost') AS open FROM {claim} c"
             " JOIN unnest(CAST(:ended_ids AS text[]), CAST(:ended_origins AS text[]), CAST(:ended_retries AS int[]),"
@@ -157,7 +143,7 @@ class Claims:
             " ORDER BY w.task_key ON CONFLICT DO NOTHING RETURNING task_id, origin, retries"
         )
         self._batch = sql(
-            "WITH over AS ({open_json} ORDER BY c.task_key FOR NO KEY UPDATE OF c SKIP LOCKED),"
+            "WITH over AS ({open} ORDER BY c.task_key FOR NO KEY UPDATE OF c SKIP LOCKED),"
             " ended AS (UPDATE {claim} c SET state = over.end_state, finished_on = clock_timestamp() FROM over"
             " WHERE c.task_id = over.task_id AND c.origin = over.origin AND c.retries = over.retries"
             " RETURNING c.task_id, c.origin, c.retries),"
@@ -244,10 +230,10 @@ class Claims:
     ) -> Committed:
         """Record ends and claim runs; one statement, which is one commit and one round trip, as a rule.
 
-        What :meth:`end` and :meth:`claim` say holds here. The statement waits for all ends before it inserts, so a
-        key's next claim can stand beside its predecessor's end. Each fence is drawn when the row of its partition
-        is locked: whoever claims the key later has to be the partition's owner later, and draws later. What is not
-        recorded or granted at once is looked into in a transaction of its own.
+        Recording the same end twice is no error, so a batch whose commit was in doubt can be sent again. Claims get
+        outcomes as :meth:`claim` says. A key's next claim can stand beside its predecessor's end. Each fence is drawn
+        when the row of its partition is locked: whoever claims the key later has to be the partition's owner later,
+        and draws later. What is not recorded or granted at once is looked into in a transaction of its own.
         """
         params = {
             "ended": _records(("task_id", "origin", "retries", "fence", "state"), ((*e.run, *e[1:3]) for e in endings)),
@@ -275,13 +261,6 @@ class Claims:
         except StoreUnavailable:  # what the statement did stands: only the rest is open
             return Committed(recorded, {ending.run for ending in missed}, outcomes, unsure=True)
         return Committed(recorded | ended, delayed, {**outcomes, **rest})
-
-    def end(self, tx: Connection, endings: Sequence[Ending]) -> set[Run]:
-        """Record ends; the runs that are recorded. One missing from the answer is delayed, or was taken over.
-
-        Recording the same end twice is no error, so a batch whose commit was in doubt can be sent again.
-        """
-        return {Run(*row) for row in tx.execute(self._end, _ends(endings))}
 
     def missed(self, tx: Connection, endings: Sequence[Ending]) -> tuple[set[Run], set[Run]]:
         """Of ends that could not be recorded: those already ended otherwise, and those that wait for a lock.

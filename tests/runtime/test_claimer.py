@@ -267,7 +267,7 @@ def test_a_forked_child_that_forgets_leaves_the_parents_connection_alone(stage: 
     child = os.fork()
     if child == 0:
         try:
-            stage.claimer.forget()
+            stage.store.database.discard_after_fork()
         finally:
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
