@@ -85,6 +85,7 @@ class Border:
     def _forwarded(self, delivery: Delivery) -> None:
         if delivery.connection == self._gate.connection:
             self._gate.broker.acknowledge(delivery.request.message)
+            self._gate.broker.flush()
         self._gate.forget(delivery)
 
     def _start(self, partitions: frozenset[int]) -> None:

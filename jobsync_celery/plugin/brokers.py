@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from jobsync_celery.plugin.redis_channel import give_back
@@ -15,7 +17,10 @@ class Broker(Protocol):
     """Settling messages of the consuming connection; in the event loop's thread."""
 
     def acknowledge(self, message: Any) -> None:
-        """Tell the broker to forget the message."""
+        """Tell the broker to forget the message, with the next :meth:`flush`."""
+
+    def flush(self) -> None:
+        """Send the acknowledgements, all together."""
 
     def give_back(self, messages: Sequence[Any]) -> None:
         """Return messages, named in the order of arrival, so that they are fetched again in that order."""
@@ -36,11 +41,20 @@ class Broker(Protocol):
 class AmqpBroker(Broker):
     """RabbitMQ: each copy has its own delivery tag, and a rejected message keeps its place in a classic queue."""
 
-    def __init__(self, errors: tuple[type[BaseException], ...]) -> None:
+    def __init__(self, connection: Any, errors: tuple[type[BaseException], ...]) -> None:
+        self._connection = connection
         self._errors = errors
+        self._done: list[Any] = []
 
     def acknowledge(self, message: Any) -> None:
-        message.ack_log_error(logger, self._errors)
+        self._done.append(message)
+
+    def flush(self) -> None:
+        done, self._done = self._done, []
+        if done:
+            with _one_packet(self._connection.transport.sock if len(done) > 1 else None):
+                for message in done:
+                    message.ack_log_error(logger, self._errors)
 
     def give_back(self, messages: Sequence[Any]) -> None:
         for message in reversed(messages):
@@ -66,9 +80,15 @@ class RedisBroker(Broker):
     def __init__(self, channel: Any, errors: tuple[type[BaseException], ...]) -> None:
         self._channel = channel
         self._errors = errors
+        self._done: list[Any] = []
 
     def acknowledge(self, message: Any) -> None:
-        message.ack_log_error(logger, self._errors)
+        self._done.append(message)
+
+    def flush(self) -> None:
+        done, self._done = self._done, []
+        for message in done:
+            message.ack_log_error(logger, self._errors)
 
     def give_back(self, messages: Sequence[Any]) -> None:
         tags = list(dict.fromkeys(message.delivery_tag for message in messages))
@@ -98,4 +118,18 @@ def broker_for(consumer: Any) -> Broker:
     """The broker behind a worker's consumer."""
     if consumer.connection.transport.driver_type == "redis":
         return RedisBroker(consumer.task_consumer.channel, consumer.connection_errors)
-    return AmqpBroker(consumer.connection_errors)
+    return AmqpBroker(consumer.connection.connection, consumer.connection_errors)
+
+
+@contextmanager
+def _one_packet(sock: socket.socket | None) -> Iterator[None]:
+    """Let what is written meanwhile travel together, where the system can: each packet costs both ends more."""
+    if sock is None or not hasattr(socket, "TCP_CORK"):
+        yield
+        return
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        yield
+    finally:
+        with suppress(OSError):  # closed meanwhile
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,10 @@ from jobsync_celery.plugin.coordinated import Coordination, Registry
 from jobsync_celery.plugin.delivery import UNSTARTED, Delivery, Stage
 from jobsync_celery.plugin.lanes import Held, Lanes
 from jobsync_celery.plugin.router import PartitionQueues
+from jobsync_celery.plugin.settlement import settle
 from jobsync_celery.plugin.slots import Slots
 from jobsync_celery.plugin.start_check import attach
+from jobsync_celery.plugin.window import Window
 from jobsync_celery.runtime.claimer import Answer, Claimer, Recorded, Refused, Reply, Unavailable
 from jobsync_celery.runtime.lease import Lease
 from jobsync_celery.store.claims import Busy, Ending, Granted, Known, Wanted
@@ -72,6 +74,7 @@ class Gate:
         self.lanes = Lanes()
         self.accepting: set[int] = set()
         self.broker: Broker
+        self.window: Window
         self.pool: Any
         self.slots: Slots
         self.after_death: Callable[[Delivery], None]
@@ -141,6 +144,16 @@ class Gate:
     def _ask(self, delivery: Delivery) -> None:
         wanted = Wanted(delivery.run, delivery.request.task.name, delivery.key, delivery.token, delivery.partition)
         self._scribe.claim(delivery.incarnation, wanted, partial(self._on_claim, delivery))
+
+    def answered(self, answers: Sequence[tuple[Reply, Answer]]) -> None:
+        """The claimer's replies to one batch."""
+        self.window.passed(sum(isinstance(answer, Recorded) for _, answer in answers))
+        for reply, answer in answers:
+            try:
+                reply(answer)
+            except Exception:  # one bad call must not lose the others, nor end the worker's loop
+                logger.exception("jobsync: a step of the gate failed")
+        self.broker.flush()
 
     def _on_claim(self, delivery: Delivery, answer: Answer) -> None:
         if delivery.stage is Stage.GONE or delivery.returning:
@@ -274,33 +287,11 @@ class Gate:
 
     def _on_end(self, delivery: Delivery, answer: Answer) -> None:
         try:
-            self._settle(delivery, ours=isinstance(answer, Recorded) and answer.ours)
+            settle(delivery, self.broker, self.connection, ours=isinstance(answer, Recorded) and answer.ours)
         except Exception:
             logger.warning("jobsync: task %s could not be settled", delivery.run.task_id, exc_info=True)
         self._advance(self.forget(delivery))
         self._gone()
-
-    def _settle(self, delivery: Delivery, *, ours: bool) -> None:
-        message = delivery.request.message
-        fresh = delivery.connection == self.connection
-        copies = [copy.request.message for copy in delivery.duplicates if copy.connection == self.connection]
-        if not ours:
-            # Another node took the run over: never acknowledge what was lost.
-            self.broker.drop([message, *copies] if fresh else copies)
-            return
-        if fresh and delivery.acknowledges:
-            self.broker.acknowledge(
-                message
-            )  # what Celery's own way comes to, several calls and a turn of the loop later
-        elif fresh and delivery.settlement is not None:
-            delivery.settlement()
-        else:
-            self.broker.settle_stale(message, again=delivery.outcome == "lost")
-        if copies and delivery.outcome == "lost":
-            self.broker.return_copies(message, copies)
-        else:
-            for copy in copies:
-                self.broker.acknowledge(copy)
 
     # -- giving back --------------------------------------------------------------------------------------------
 

@@ -7,13 +7,18 @@ is on its way through the database is therefore allowed on top of what the user 
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 from jobsync_celery.plugin.delivery import Stage
+from jobsync_celery.plugin.lanes import Lanes
 
 _LOOK_SEC = 0.25
+#: What two commits take that wait to be worth their while; rate × time in passage is what is passing (Little's law).
+_PASSAGE_SEC = 0.1
+_RATE_SEC = 0.02
 #: At most so many messages for each pool slot on top of the configured window.
-_MOST_PER_SLOT = 64
+_MOST_PER_SLOT = 128
 #: Windows shrink slowly, so that a lull does not cost the next burst.
 _DECAY = 0.9
 
@@ -21,13 +26,15 @@ _DECAY = 0.9
 class Window:
     """Widens a worker's prefetch count by what is on its way through the database."""
 
-    def __init__(self, worker: Any, gate: Any) -> None:
+    def __init__(self, worker: Any, lanes: Lanes) -> None:
         self._worker = worker
-        self._gate = gate
+        self._lanes = lanes
         self._consumer: Any = None
         self._entry: Any = None
         self._wish = 0.0
         self._added = 0
+        self._since = 0.0
+        self._ended = 0
 
     def attach(self, consumer: Any) -> None:
         """A new connection begins with the configured window."""
@@ -42,12 +49,21 @@ class Window:
             self._entry.cancel()
             self._entry = None
 
+    def passed(self, ended: int) -> None:
+        """So many runs have ended since the last call: a burst is to be followed at once, not at the next look."""
+        self._ended += ended
+        now = time.monotonic()
+        if now - self._since > _RATE_SEC and self._entry is not None:
+            rate, self._since, self._ended = self._ended / (now - self._since), now, 0
+            self._set(max(self._wish, rate * _PASSAGE_SEC))
+
     def _look(self) -> None:
-        lanes = self._gate.lanes
-        passing = len(lanes.stage(Stage.CLAIMING, Stage.ENDING))
-        most = _MOST_PER_SLOT * self._worker.concurrency
+        passing = len(self._lanes.stage(Stage.CLAIMING, Stage.ENDING))
         # More than what was seen: a window that is full cannot show how much more would pass.
-        self._wish = min(most, max(4.0 * passing, self._wish * _DECAY if passing or self._wish > 1 else 0.0))
+        self._set(max(4.0 * passing, self._wish * _DECAY if passing or self._wish > 1 else 0.0))
+
+    def _set(self, wish: float) -> None:
+        self._wish = min(wish, _MOST_PER_SLOT * self._worker.concurrency)
         target = math.ceil(self._wish)
         change = target - self._added
         if abs(change) >= max(2, self._added // 4) or (target == 0 and change):

@@ -23,8 +23,8 @@ _MOST_IN_BATCH = 256
 #: While the pool has work enough, so many granted runs for each of its slots, a batch waits to be as large as this,
 #: or as old: a commit costs the same for one run as for many.
 _BUSY_POOL = 12
-_FULL_BATCH = 64
-_OLDEST_SEC = 0.015
+_FULL_BATCH = 128
+_OLDEST_SEC = 0.025
 #: An end that waits for a lock on its claim is tried again with every batch, at least so often.
 _AGAIN_SEC = 0.2
 

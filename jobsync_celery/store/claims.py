@@ -19,19 +19,11 @@ from jobsync_celery.core.model import Run
 from jobsync_celery.errors import StoreUnavailable
 from jobsync_celery.store.database import Database, Link
 
-_WANTED_COLUMNS = ("task_id", "origin", "retries", "task_name", "task_key", "token_id", "partition_id")
 #: A claim's holder is alive: its incarnation has a row that is not dead.
 _ALIVE = "EXISTS (SELECT FROM {node} n WHERE n.incarnation = c.incarnation AND n.state IN ('live', 'draining'))"
 _WANTED = (
     "unnest(CAST(:task_ids AS text[]), CAST(:origins AS text[]), CAST(:retries AS int[]))"
     " AS w (task_id, origin, retries)"
-)
-#: The claims that these ends belong to: nobody took the run over, and no other end is recorded.
-_OPEN = (
-    "SELECT c.task_id, c.origin, c.retries, e.state AS end_state FROM {claim} c"
-    " JOIN json_to_recordset(CAST(:ended AS json)) AS e (task_id text, origin text, retries int, fence bigint,"
-    " state text) ON c.task_id = e.task_id AND c.origin = e.origin AND c.retries = e.retries AND c.fence = e.fence"
-    " WHERE c.state IN ('running', 'lost', e.state)"
 )
 #: No failover has happened that the caller does not know of yet.
 _SAME_SERVER = "(CAST(:timeline AS bigint) IS NULL OR {timeline}() = :timeline)"
@@ -46,6 +38,19 @@ class Wanted(NamedTuple):
     token: int
     partition: int
 
+    def record(self) -> dict[str, object]:
+        """By the names of columns."""
+        task_id, origin, retries = self.run
+        return {
+            "task_id": task_id,
+            "origin": origin,
+            "retries": retries,
+            "task_name": self.task_name,
+            "task_key": self.key,
+            "token_id": self.token,
+            "partition_id": self.partition,
+        }
+
 
 class Ending(NamedTuple):
     """How a claimed run ended: ``state`` is done, failed, retried, or lost (to be run again)."""
@@ -54,6 +59,17 @@ class Ending(NamedTuple):
     fence: int
     state: str
     partition: int
+
+    def record(self) -> dict[str, object]:
+        """By the names of columns."""
+        task_id, origin, retries = self.run
+        return {
+            "task_id": task_id,
+            "origin": origin,
+            "retries": retries,
+            "fence": self.fence,
+            "state": self.state,
+        }
 
 
 class Granted(NamedTuple):
@@ -107,7 +123,6 @@ class Claims:
             return database.sql(
                 template.replace("{alive}", _ALIVE),
                 wanted=_WANTED,
-                open=_OPEN,
                 same_server=_SAME_SERVER,
             )
 
@@ -142,30 +157,9 @@ class Claims:
             " AND NOT EXISTS (SELECT FROM {claim} r WHERE r.task_key = w.task_key AND r.state = 'running')"
             " ORDER BY w.task_key ON CONFLICT DO NOTHING RETURNING task_id, origin, retries"
         )
-        self._batch = sql(
-            "WITH over AS ({open} ORDER BY c.task_key FOR NO KEY UPDATE OF c SKIP LOCKED),"
-            " ended AS (UPDATE {claim} c SET state = over.end_state, finished_on = clock_timestamp() FROM over"
-            " WHERE c.task_id = over.task_id AND c.origin = over.origin AND c.retries = over.retries"
-            " RETURNING c.task_id, c.origin, c.retries),"
-            " me AS (SELECT incarnation FROM {node} WHERE name = :name AND incarnation = :incarnation"
-            " AND state IN ('live', 'draining') AND {same_server} FOR KEY SHARE),"
-            " owned AS (SELECT p.partition_id FROM {partition} p, me WHERE p.partition_id = ANY(CAST(:owned AS int[]))"
-            " AND p.owner_incarnation = :incarnation ORDER BY p.partition_id FOR SHARE OF p),"
-            " granted AS (INSERT INTO {claim} (task_id, origin, retries, task_name, task_key, token_id, partition_id,"
-            " node, incarnation, fence, attempt, state)"
-            " SELECT w.task_id, w.origin, w.retries, w.task_name, w.task_key, w.token_id, w.partition_id, :name,"
-            " :incarnation, ({timeline}() << 40) + nextval('{fence_seq}'), 1, 'running'"
-            " FROM json_to_recordset(CAST(:wanted AS json)) AS w (task_id text, origin text, retries int,"
-            " task_name text, task_key text, token_id int, partition_id int)"
-            " JOIN owned USING (partition_id)"
-            " WHERE NOT EXISTS (SELECT FROM {claim} later WHERE later.task_id = w.task_id"
-            " AND later.origin = w.origin AND later.retries > w.retries)"
-            " AND NOT EXISTS (SELECT FROM {claim} r WHERE r.task_key = w.task_key AND r.state = 'running'"
-            " AND NOT EXISTS (SELECT FROM ended e WHERE e.task_id = r.task_id AND e.origin = r.origin"
-            " AND e.retries = r.retries))"
-            " ON CONFLICT DO NOTHING RETURNING task_id, origin, retries, fence)"
-            " SELECT task_id, origin, retries, NULL AS fence FROM ended"
-            " UNION ALL SELECT task_id, origin, retries, fence FROM granted"
+        self._commit = sql(
+            "SELECT task_id, origin, retries, fence FROM {commit_claims}(CAST(:ended AS json), CAST(:wanted AS json),"
+            " :name, :incarnation, CAST(:partitions AS int[]), CAST(:timeline AS bigint))"
         )
         self._settle_keys = sql(
             "WITH gone AS (SELECT c.task_id, c.origin, c.retries FROM {claim} c"
@@ -236,37 +230,36 @@ class Claims:
         and draws later. What is not recorded or granted at once is looked into in a transaction of its own.
         """
         params = {
-            "ended": _records(("task_id", "origin", "retries", "fence", "state"), ((*e.run, *e[1:3]) for e in endings)),
-            "wanted": _records(_WANTED_COLUMNS, ((*want.run, *want[1:]) for want in wanted)),
+            "ended": json.dumps([ending.record() for ending in endings]),
+            "wanted": json.dumps([want.record() for want in wanted]),
             "name": name,
             "incarnation": incarnation,
-            "owned": sorted({want.partition for want in wanted}),
+            "partitions": sorted({want.partition for want in wanted}),
             "timeline": timeline,
         }
-        recorded: set[Run] = set()
-        outcomes: dict[Run, Outcome] = {}
-        for row in link.statement(self._batch, params):
-            if row.fence is None:
-                recorded.add(Run(*row[:3]))
-            else:
-                outcomes[Run(*row[:3])] = Granted(row.fence, 1)
-        missed = [ending for ending in endings if ending.run not in recorded]
-        left = [want for want in wanted if want.run not in outcomes]
-        if not (missed or left):
-            return Committed(recorded, set(), outcomes)
+        (*_, recorded), *granted = link.statement(self._commit, params)
+        outcomes: dict[Run, Outcome] = {
+            Run(task_id, origin, retries): Granted(fence, 1) for task_id, origin, retries, fence in granted
+        }
+        ended = {ending.run for ending in endings}
+        left = [want for want in wanted if want.run not in outcomes] if len(outcomes) < len(wanted) else []
+        if recorded == len(ended) and not left:
+            return Committed(ended, set(), outcomes)
         try:
             with link.transaction() as tx:
-                ended, delayed = self.missed(tx, missed)
+                delayed: set[Run] = set()
+                if recorded < len(ended):
+                    ended, delayed = self.missed(tx, endings)
                 rest = self.claim(tx, name, incarnation, left, timeline) if left else {}
         except StoreUnavailable:  # what the statement did stands: only the rest is open
-            return Committed(recorded, {ending.run for ending in missed}, outcomes, unsure=True)
-        return Committed(recorded | ended, delayed, {**outcomes, **rest})
+            return Committed(set(), ended, outcomes, unsure=True)
+        return Committed(ended, delayed, {**outcomes, **rest})
 
     def missed(self, tx: Connection, endings: Sequence[Ending]) -> tuple[set[Run], set[Run]]:
-        """Of ends that could not be recorded: those already ended otherwise, and those that wait for a lock.
+        """Of these ends, not all of which could be recorded: those that stand, and those that wait for a lock.
 
-        The first ended by ``complete`` and then failed, say; the second are held by a ``guard``, for instance. In
-        neither set is what another node took over.
+        Among the first are runs that ended otherwise, by ``complete`` before they failed, say; the second are held by
+        a ``guard``, for instance. In neither set is what another node took over.
         """
         ended: set[Run] = set()
         waiting: set[Run] = set()
@@ -342,11 +335,6 @@ class Claims:
             else:
                 refusals[run] = Busy(row.node or "")
         return refusals
-
-
-def _records(columns: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
-    """One JSON text: adapting a dozen arrays costs the driver several times as much."""
-    return json.dumps([dict(zip(columns, row, strict=True)) for row in rows])
 
 
 def _ends(endings: Sequence[Ending]) -> dict[str, object]:

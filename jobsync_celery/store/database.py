@@ -59,7 +59,7 @@ class Timeouts:
 class Tables:
     """Tables, view, sequences and function as SQL writes them: quoted, with the schema when there is one.
 
-    ``timeline`` is a function: ``{timeline}()`` is the timeline of the server's WAL as bigint. It grows at
+    ``commit_claims`` is the function behind :meth:`Claims.commit`. ``{timeline}()`` is the timeline of the server's WAL as bigint. It grows at
     each failover, and is 0 where the server does not tell. ``schema`` holds the revision of the tables.
     """
 
@@ -76,6 +76,7 @@ class Tables:
     incarnation_seq: str
     fence_seq: str
     timeline: str
+    commit_claims: str
 
 
 class Database:

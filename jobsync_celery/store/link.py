@@ -53,7 +53,7 @@ class Link:
         """Run one statement that commits by itself; exactly one round trip when connected."""
         with self._translating():
             result = self._live().execute(sql, params or {})
-            return list(result) if result.returns_rows else []
+            return list(result.all()) if result.returns_rows else []
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:

@@ -72,7 +72,8 @@ def ensure_schema(database: Database, settings: ClusterShape) -> ClusterInfo:
 def drop_schema(database: Database) -> None:
     """Drop everything that :func:`ensure_schema` made, with all data; for tests and tools."""
     tables = asdict(database.tables)
-    function, view = tables.pop("timeline"), tables.pop("token")
+    functions = [tables.pop(noun) for noun in ("timeline", "commit_claims")]
+    view = tables.pop("token")
     sequences = [tables.pop(noun) for noun in ("incarnation_seq", "fence_seq")]
     with database.transaction("jobsync schema") as tx:
         set_patience(tx, _PATIENCE)
@@ -80,7 +81,7 @@ def drop_schema(database: Database) -> None:
         tx.exec_driver_sql(f"DROP VIEW IF EXISTS {view}")
         tx.exec_driver_sql(f"DROP TABLE IF EXISTS {', '.join(tables.values())}")
         tx.exec_driver_sql(f"DROP SEQUENCE IF EXISTS {', '.join(sequences)}")
-        tx.exec_driver_sql(f"DROP FUNCTION IF EXISTS {function}()")
+        tx.exec_driver_sql(f"DROP FUNCTION IF EXISTS {', '.join(functions)}")
 
 
 def _stored(database: Database, link: Link) -> ClusterInfo | None:

@@ -76,11 +76,11 @@ def stage(store: Store) -> Iterator[Stage]:
 
 
 def test_what_waits_goes_into_one_statement(stage: Stage) -> None:
-    inserts: list[str] = []
+    commits: list[str] = []
 
     def count(_: object, __: object, statement: str, *___: object) -> None:
-        if "INSERT INTO" in statement:
-            inserts.append(statement)
+        if "commit_claims" in statement:
+            commits.append(statement)
 
     event.listen(stage.store.database._engine, "before_cursor_execute", count)
     for number in range(100):
@@ -88,7 +88,7 @@ def test_what_waits_goes_into_one_statement(stage: Stage) -> None:
     stage.claimer.start()
     for number in range(100):
         assert isinstance(stage.answer(f"t{number}"), Granted)
-    assert len(inserts) == 1 and stage.batches == [100]
+    assert len(commits) == 1 and stage.batches == [100]
 
 
 def test_ends_go_before_claims_so_a_keys_next_run_needs_no_second_transaction(stage: Stage) -> None:

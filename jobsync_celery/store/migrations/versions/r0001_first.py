@@ -145,8 +145,73 @@ EXCEPTION WHEN OTHERS THEN
 END $$
 """
 
+# A function, since planning the statements anew costs more than running them. Its settings keep index lookups in the
+# plan whatever the statistics say: a plan made while the table was small would read all of it when it is large.
+_COMMIT_CLAIMS = """
+CREATE FUNCTION {commit_claims}(
+    ended json, wanted json, holder text, holder_incarnation bigint, partitions int[], known_timeline bigint
+) RETURNS TABLE (task_id text, origin text, retries int, fence bigint)
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    this_timeline bigint := {timeline}();
+    held int[];
+    recorded bigint;
+BEGIN
+    -- Ends of claims that nobody took over, unless they have ended otherwise; what is locked is left for later.
+    -- The first row tells how many were recorded.
+    WITH open AS (
+        SELECT c.task_id, c.origin, c.retries, e.state AS end_state
+        FROM json_to_recordset(ended)
+            AS e (task_id text, origin text, retries int, fence bigint, state text)
+        JOIN {claim} c ON c.task_id = e.task_id AND c.origin = e.origin AND c.retries = e.retries
+            AND c.fence = e.fence
+        WHERE c.state IN ('running', 'lost', e.state)
+        ORDER BY c.task_key FOR NO KEY UPDATE OF c SKIP LOCKED
+    )
+    UPDATE {claim} c SET state = open.end_state, finished_on = clock_timestamp() FROM open
+    WHERE c.task_id = open.task_id AND c.origin = open.origin AND c.retries = open.retries;
+    GET DIAGNOSTICS recorded = ROW_COUNT;
+    RETURN QUERY SELECT NULL::text, NULL::text, NULL::int, recorded;
+
+    IF json_array_length(wanted) = 0 THEN
+        RETURN;
+    END IF;
+    -- From here to the commit the holder is neither evicted nor relieved of these partitions.
+    PERFORM FROM {node} n
+    WHERE n.name = holder AND n.incarnation = holder_incarnation AND n.state IN ('live', 'draining')
+        AND (known_timeline IS NULL OR known_timeline = this_timeline)
+    FOR KEY SHARE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    SELECT array_agg(locked.partition_id) INTO held FROM (
+        SELECT p.partition_id FROM {partition} p
+        WHERE p.partition_id = ANY (partitions) AND p.owner_incarnation = holder_incarnation
+        ORDER BY p.partition_id FOR SHARE
+    ) AS locked;
+
+    RETURN QUERY
+    INSERT INTO {claim} AS c (task_id, origin, retries, task_name, task_key, token_id, partition_id,
+        node, incarnation, fence, attempt, state)
+    SELECT w.task_id, w.origin, w.retries, w.task_name, w.task_key, w.token_id, w.partition_id,
+        holder, holder_incarnation, (this_timeline << 40) + nextval('{fence_seq}'), 1, 'running'
+    FROM json_to_recordset(wanted) AS w (task_id text, origin text, retries int, task_name text, task_key text,
+        token_id int, partition_id int)
+    WHERE w.partition_id = ANY (held)
+        AND NOT EXISTS (SELECT FROM {claim} later
+            WHERE later.task_id = w.task_id AND later.origin = w.origin AND later.retries > w.retries)
+        -- Not left to the conflict: it would wait for a transaction that is about to end the other claim.
+        AND NOT EXISTS (SELECT FROM {claim} rival WHERE rival.task_key = w.task_key AND rival.state = 'running')
+    ON CONFLICT DO NOTHING
+    RETURNING c.task_id, c.origin, c.retries, c.fence;
+END $$
+"""
+
 
 def upgrade(names: Mapping[str, str]) -> None:
     """Create everything; ``names`` gives the quoted table names, and the bare prefix for indexes."""
-    for script in (_NODES, _PARTITIONS, _CLAIMS, _LOCKS, _HISTORY, _TIMELINE):
+    for script in (_NODES, _PARTITIONS, _CLAIMS, _LOCKS, _HISTORY, _TIMELINE, _COMMIT_CLAIMS):
         op.get_bind().exec_driver_sql(script.format_map(names))
