@@ -52,7 +52,7 @@ class AmqpBroker(Broker):
     def flush(self) -> None:
         done, self._done = self._done, []
         if done:
-            with _one_packet(self._connection.transport.sock if len(done) > 1 else None):
+            with _one_packet(getattr(self._connection.transport, "sock", None) if len(done) > 1 else None):
                 for message in done:
                     message.ack_log_error(logger, self._errors)
 
@@ -127,9 +127,10 @@ def _one_packet(sock: socket.socket | None) -> Iterator[None]:
     if sock is None or not hasattr(socket, "TCP_CORK"):
         yield
         return
-    try:
+    with suppress(OSError):  # closed, here and below
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    try:
         yield
     finally:
-        with suppress(OSError):  # closed meanwhile
+        with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)

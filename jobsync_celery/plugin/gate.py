@@ -21,11 +21,12 @@ from jobsync_celery.plugin.brokers import Broker
 from jobsync_celery.plugin.claim import Ticket
 from jobsync_celery.plugin.coordinated import Coordination, Registry
 from jobsync_celery.plugin.delivery import UNSTARTED, Delivery, Stage
-from jobsync_celery.plugin.lanes import Held, Lanes
+from jobsync_celery.plugin.held import Held
+from jobsync_celery.plugin.lanes import Lanes
+from jobsync_celery.plugin.pool_child import attach
 from jobsync_celery.plugin.router import PartitionQueues
 from jobsync_celery.plugin.settlement import settle
 from jobsync_celery.plugin.slots import Slots
-from jobsync_celery.plugin.start_check import attach
 from jobsync_celery.plugin.window import Window
 from jobsync_celery.runtime.claimer import Answer, Claimer, Recorded, Refused, Reply, Unavailable
 from jobsync_celery.runtime.lease import Lease

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from jobsync_celery.plugin.delivery import Stage
@@ -24,11 +25,16 @@ _DECAY = 0.9
 
 
 class Window:
-    """Widens a worker's prefetch count by what is on its way through the database."""
+    """Widens a worker's prefetch count by what is on its way through the database.
 
-    def __init__(self, worker: Any, lanes: Lanes) -> None:
+    Arguments:
+        clock: seconds of a clock that is never set back.
+    """
+
+    def __init__(self, worker: Any, lanes: Lanes, clock: Callable[[], float] = time.monotonic) -> None:
         self._worker = worker
         self._lanes = lanes
+        self._clock = clock
         self._consumer: Any = None
         self._entry: Any = None
         self._wish = 0.0
@@ -52,7 +58,7 @@ class Window:
     def passed(self, ended: int) -> None:
         """So many runs have ended since the last call: a burst is to be followed at once, not at the next look."""
         self._ended += ended
-        now = time.monotonic()
+        now = self._clock()
         if now - self._since > _RATE_SEC and self._entry is not None:
             rate, self._since, self._ended = self._ended / (now - self._since), now, 0
             self._set(max(self._wish, rate * _PASSAGE_SEC))

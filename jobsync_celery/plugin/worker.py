@@ -25,10 +25,10 @@ from jobsync_celery.plugin.consumption import Consumption
 from jobsync_celery.plugin.courier import Courier
 from jobsync_celery.plugin.delivery import Delivery
 from jobsync_celery.plugin.gate import Gate
+from jobsync_celery.plugin.held import Held
 from jobsync_celery.plugin.inbox import Inbox
-from jobsync_celery.plugin.lanes import Held
+from jobsync_celery.plugin.pool_child import Starter
 from jobsync_celery.plugin.slots import slots_for
-from jobsync_celery.plugin.start_check import Starter
 from jobsync_celery.plugin.window import Window
 from jobsync_celery.runtime.claimer import Answer, Claimer, Reply
 from jobsync_celery.runtime.lease import Lease

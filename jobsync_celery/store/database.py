@@ -57,10 +57,11 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class Tables:
-    """Tables, view, sequences and function as SQL writes them: quoted, with the schema when there is one.
+    """Tables, view, sequences and functions as SQL writes them: quoted, with the schema when there is one.
 
-    ``commit_claims`` is the function behind :meth:`Claims.commit`. ``{timeline}()`` is the timeline of the server's WAL as bigint. It grows at
-    each failover, and is 0 where the server does not tell. ``schema`` holds the revision of the tables.
+    ``{timeline}()`` is the timeline of the server's WAL as bigint: it grows at each failover, and is 0 where the
+    server does not tell. ``commit_claims`` is the function behind :meth:`Claims.commit`; ``schema`` holds the
+    revision of the tables.
     """
 
     cluster: str
