@@ -9,6 +9,7 @@ from celery import bootsteps
 from celery.worker import state as worker_state
 
 from jobsync_celery.errors import UnsupportedPool
+from jobsync_celery.plugin.coordinated import Registry
 from jobsync_celery.plugin.redis_channel import safe_transport
 from jobsync_celery.plugin.worker import WorkerNode
 
@@ -34,6 +35,8 @@ class NodeStep(bootsteps.StartStopStep):
         cluster = worker.app.jobsync.cluster
         name = self._node_name or cluster.config.node_name or worker.hostname
         participates = _participates(worker.app.amqp.queues, cluster.config.queue_prefix)
+        if participates:
+            _refuse_immortal(worker, cluster.registry)
         worker.jobsync = worker.app.jobsync.node = WorkerNode(worker, cluster, name, participates=participates)
 
 
@@ -95,9 +98,20 @@ def _participates(queues: Any, prefix: str) -> bool:
     return queues._consume_from.pop(word, None) is not None
 
 
-def _refuse_unsupported(worker: Any) -> None:
+def _pool_name(worker: Any) -> str:
     pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
-    if pool.rpartition(".")[2] in ("gevent", "eventlet"):
+    return str(pool).rpartition(".")[2]
+
+
+def _refuse_immortal(worker: Any, registry: Registry) -> None:
+    """Threads cannot be killed, so nobody may count on it."""
+    for name, coordination in registry.all().items():
+        if coordination.on_lease_lost == "terminate" and _pool_name(worker) != "prefork":
+            raise UnsupportedPool(f"task {name}: on_lease_lost='terminate' needs the prefork pool")
+
+
+def _refuse_unsupported(worker: Any) -> None:
+    if _pool_name(worker) in ("gevent", "eventlet"):
         raise UnsupportedPool("jobsync supports the pools prefork, threads and solo: start the worker with one of them")
     if worker.pool_start_method == "spawn":
         raise UnsupportedPool("jobsync needs worker_pool_start_method='fork': children share the lease in memory")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from celery import Celery, Task
 from celery.local import Proxy
@@ -14,15 +14,24 @@ from jobsync_celery.core.tokens import key_text
 from jobsync_celery.errors import JobsyncError, KeyMissing, SettingsError
 
 KeySpec = str | int | Callable[..., Any]
+OnLeaseLost = Literal["finish", "terminate"]
 Decorated = TypeVar("Decorated")
 
 _MARK = "__jobsync__"
 
+
+class Declared(NamedTuple):
+    """What the decorator was given."""
+
+    key: KeySpec
+    on_lease_lost: OnLeaseLost = "finish"
+
+
 #: Tasks that were decorated after Celery had wrapped them in a proxy that is not evaluated yet.
-_proxies: list[tuple[Any, KeySpec]] = []
+_proxies: list[tuple[Any, Declared]] = []
 
 
-def coordinated(key: KeySpec) -> Callable[[Decorated], Decorated]:
+def coordinated(key: KeySpec, *, on_lease_lost: OnLeaseLost = "finish") -> Callable[[Decorated], Decorated]:
     """Coordinate a task: of the runs with the same key, one runs at a time, all of them on the key's owner.
 
     Works above or below ``@app.task`` and ``@shared_task``, with ``bind=True``, and on class-based tasks.
@@ -30,19 +39,26 @@ def coordinated(key: KeySpec) -> Callable[[Decorated], Decorated]:
     Arguments:
         key: the name of an argument, its position (``self`` not counted), or a callable that gets the task's
             arguments and returns the key. Keys are strings, integers or UUIDs of at most 255 characters.
+        on_lease_lost: what becomes of a running body when its worker loses its lease, since another worker may then
+            run the key: ``"finish"`` lets it run on, fenced off (see :meth:`Claim.guard`); ``"terminate"`` has its
+            pool child kill itself at the deadline, and the task is run again. Only prefork can terminate.
 
     Raises:
-        SettingsError: ``key`` is none of these.
+        SettingsError: ``key`` or ``on_lease_lost`` is none of these.
     """
+    if on_lease_lost not in get_args(OnLeaseLost):
+        raise SettingsError(f"coordinated(on_lease_lost={on_lease_lost!r}): give 'finish' or 'terminate'")
     if isinstance(key, bool) or key == "" or not (callable(key) or isinstance(key, (str, int))):
         raise SettingsError(f"coordinated(key={key!r}): give an argument's name, its position, or a callable")
+
+    declared = Declared(key, on_lease_lost)
 
     def mark(task: Decorated) -> Decorated:
         # A proxy is not evaluated here: that would finalize the app while its modules are being imported.
         if isinstance(task, Proxy):
-            _proxies.append((task, key))
+            _proxies.append((task, declared))
         else:
-            setattr(task, _MARK, key)
+            setattr(task, _MARK, declared)
         return task
 
     return mark
@@ -55,6 +71,7 @@ class Coordination:
     task_name: str
     spec: str | int
     read_key: Callable[[Sequence[Any], Mapping[str, Any]], Any]
+    on_lease_lost: OnLeaseLost = "finish"
 
     def key(self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None) -> str:
         """The key of a call, as text; raises :class:`KeyMissing`, naming the task, if there is none."""
@@ -96,25 +113,25 @@ class Registry:
 
     def _look_up(self, name: str) -> Coordination | None:
         task = self._app.tasks.get(name)
-        spec: KeySpec | None
-        if task is None:
-            # Not remembered as ordinary: the module that has the task may be imported later.
-            spec = self._named.get(name)
-        else:
-            spec = _declared(task)
-            spec = self._named.get(name) if spec is None else spec
-        coordination = None if spec is None else Coordination(name, _label(spec), _reader(name, spec, task))
+        declared = None if task is None else _declared(task)
+        if declared is None and name in self._named:
+            declared = Declared(self._named[name])
+        coordination = None
+        if declared is not None:
+            key = declared.key
+            coordination = Coordination(name, _label(key), _reader(name, key, task), declared.on_lease_lost)
+        # An unknown task is not remembered as ordinary: the module that has it may be imported later.
         if coordination is not None or task is not None:
             self._known[name] = coordination
         return coordination
 
 
-def _declared(task: Task) -> KeySpec | None:
-    for proxy, spec in _proxies:
+def _declared(task: Task) -> Declared | None:
+    for proxy, declared in _proxies:
         resolved = proxy._get_current_object()
         if resolved is task or (resolved.name == task.name and _function(resolved) is _function(task)):
-            return spec
-    marks: list[KeySpec | None] = [getattr(holder, _MARK, None) for holder in (task, task.run, _function(task))]
+            return declared
+    marks: list[Declared | None] = [getattr(holder, _MARK, None) for holder in (task, task.run, _function(task))]
     return next((mark for mark in marks if mark is not None), None)
 
 

@@ -7,6 +7,7 @@ pass it was granted under, and the tracer of every coordinated task is wrapped t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
@@ -14,6 +15,8 @@ from celery import Task
 from celery.exceptions import Reject
 
 from jobsync_celery.plugin.claim import Claim, Ticket, running_under
+from jobsync_celery.plugin.coordinated import Coordination
+from jobsync_celery.plugin.terminator import Terminator
 from jobsync_celery.runtime.lease import Lease, Pass
 from jobsync_celery.store.guard import Guard
 
@@ -34,24 +37,27 @@ class Starter:
     def __init__(self, lease: Lease, guard: Guard) -> None:
         self._lease = lease
         self._guard = guard
+        self._terminator = Terminator(lease)
 
-    def wrap(self, tasks: Iterable[Task]) -> None:
+    def wrap(self, tasks: Iterable[tuple[Task, Coordination]]) -> None:
         """Let the tracers of these tasks ask first; wrapping twice is the same as once."""
-        for task in tasks:
+        for task, coordination in tasks:
             tracer = task.__trace__
             if tracer is not None and not hasattr(tracer, "__jobsync_wrapped__"):
-                task.__trace__ = self._wrapped(tracer)
+                task.__trace__ = self._wrapped(tracer, coordination.on_lease_lost == "terminate")
 
-    def _wrapped(self, tracer: Tracer) -> Tracer:
+    def _wrapped(self, tracer: Tracer, terminates: bool) -> Tracer:
         def trace(uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
             packed = ((request or {}).get("properties") or {}).get(_TICKET)
             if packed is None:
                 return tracer(uuid, args, kwargs, request)
             ticket = Ticket(*packed)
-            if not self._lease.permits(Pass(*ticket.given)):
+            given = Pass(*ticket.given)
+            if not self._lease.permits(given):
                 return _refusal()
             claim = Claim(ticket, self._lease, self._guard)
-            return running_under(claim, lambda: tracer(uuid, args, kwargs, request))
+            with self._terminator.watching(given.incarnation) if terminates else nullcontext():
+                return running_under(claim, lambda: tracer(uuid, args, kwargs, request))
 
         trace.__jobsync_wrapped__ = True  # type: ignore[attr-defined]
         return trace

@@ -22,6 +22,7 @@ from jobsync_celery.plugin.border import Border
 from jobsync_celery.plugin.brokers import broker_for
 from jobsync_celery.plugin.cluster import Cluster
 from jobsync_celery.plugin.consumption import Consumption
+from jobsync_celery.plugin.coordinated import Coordination
 from jobsync_celery.plugin.courier import Courier
 from jobsync_celery.plugin.delivery import Delivery
 from jobsync_celery.plugin.gate import Gate
@@ -249,13 +250,13 @@ class WorkerNode:
         self._loop_thread = threading.get_ident()
         # After a reconnect Celery would set the window to a number of its own, without what is held and passing.
         self._cluster.app.conf.worker_enable_prefetch_count_reduction = False
-        for task in self._tasks():
+        for task, _ in self._tasks():
             task.acks_late = True
             task.reject_on_worker_lost = True
 
-    def _tasks(self) -> list[Any]:
+    def _tasks(self) -> list[tuple[Any, Coordination]]:
         tasks = self._cluster.app.tasks
-        return [tasks[name] for name in self._cluster.registry.all() if name in tasks]
+        return [(tasks[name], how) for name, how in self._cluster.registry.all().items() if name in tasks]
 
     def _identity(self) -> Identity:
         config = self._cluster.config

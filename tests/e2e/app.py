@@ -64,6 +64,8 @@ def define(app: Celery) -> None:
     _define_deaths(app)
     _define_retries(app)
     _define_effects(app)
+    if app.conf.get("e2e_mortal"):  # which only prefork can run
+        _define_mortal(app)
 
 
 def _define_steps(app: Celery) -> None:
@@ -109,6 +111,15 @@ def _define_steps(app: Celery) -> None:
     @coordinated(key="key")
     def limited(self: Task, key: str, n: int = 0) -> int:
         with running(self, key, n):
+            return n
+
+
+def _define_mortal(app: Celery) -> None:
+    @app.task(shared=False, name="e2e.mortal", bind=True)
+    @coordinated(key="key", on_lease_lost="terminate")
+    def mortal(self: Task, key: str, n: int, sec: float) -> int:
+        with running(self, key, n) as body:
+            body.stay(sec if current_claim().attempt == 1 else 0)
             return n
 
 

@@ -135,13 +135,13 @@ class Worker(CeleryTestWorker):
         """Send a signal to the main process and its pool children alike."""
         os.killpg(self.container.pid, number)
 
-    def freeze(self) -> None:
-        """Stop the main process and all its children, as a hang of the machine would."""
-        self.group(signal.SIGSTOP)
+    def freeze(self, *, group: bool = True) -> None:
+        """Stop the main process and, as a hang of the machine would, all its children (``group``)."""
+        self.group(signal.SIGSTOP) if group else self.kill(signal.SIGSTOP)
 
-    def thaw(self) -> None:
-        """Let all of it go on."""
-        self.group(signal.SIGCONT)
+    def thaw(self, *, group: bool = True) -> None:
+        """Let it go on."""
+        self.group(signal.SIGCONT) if group else self.kill(signal.SIGCONT)
 
 
 class Setup(CeleryTestSetup):
