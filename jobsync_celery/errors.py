@@ -60,5 +60,9 @@ class Fenced(LeaseLost):
     """Raised by a claim's guard or complete when the claim is no longer ours: somebody may have taken over."""
 
 
+class GaveUp(JobsyncError):
+    """Raised by the result of a task that was lost ``max_lost_runs`` times: a worker or pool child died under it."""
+
+
 class UnsupportedPool(JobsyncError):
     """Raised at worker start when the Celery pool cannot be coordinated (gevent, eventlet)."""

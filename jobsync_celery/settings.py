@@ -36,6 +36,7 @@ class CoordinationConfig:
     appname, schema, queue_prefix: prefix of the tables, their schema, prefix of the queues.
     hold_limit: messages a node holds back for keys that are running.
     claim_retention: how long a run recorded done is remembered.
+    max_lost_runs: after so many runs that were lost because a worker or pool child died, the task is failed.
     rejoin_grace_sec: how long partitions wait for a node that left to come back under its name.
     node_name, weight: this worker's name (None: Celery's nodename) and its share relative to others.
     tasks: key of each task that producers without its code publish: argument name or position.
@@ -61,6 +62,7 @@ class CoordinationConfig:
     queue_prefix: str = "jobsync-"
     hold_limit: int = 1000
     claim_retention: float = 86400
+    max_lost_runs: int = 3
     rejoin_grace_sec: float = 0
     node_name: str | None = None
     weight: float = 1.0
@@ -181,6 +183,7 @@ _RULES: Mapping[str, _Number | _Text] = {
     ),
     "hold_limit": _Number(1, whole=True),
     "claim_retention": _Number(1),
+    "max_lost_runs": _Number(1, whole=True),
     "rejoin_grace_sec": _Number(0),
     "node_name": _Text(r"[^\s\0]{1,255}", "1 to 255 characters without spaces"),
     "weight": _Number(0),

@@ -13,11 +13,12 @@ from functools import partial
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
-from celery.exceptions import Ignore, Retry, TimeLimitExceeded
+from celery.exceptions import Ignore, Retry, TimeLimitExceeded, WorkerLostError
 
 from jobsync_celery.core.model import Run
 from jobsync_celery.plugin.router import ORIGIN
-from jobsync_celery.store.claims import Granted
+from jobsync_celery.plugin.terminator import LEASE_LOST_STATUS
+from jobsync_celery.store.outcomes import Granted
 
 
 class Stage(Enum):
@@ -43,8 +44,11 @@ class Delivery:
         "_after_death",
         "_changed",
         "acknowledges",
+        "beginning",
+        "begun",
         "connection",
         "counted",
+        "crashed",
         "doubtful",
         "duplicates",
         "finished",
@@ -77,7 +81,11 @@ class Delivery:
         self.returning = False
         #: The database gave no answer to its last claim, which may stand all the same.
         self.doubtful = False
+        #: Its claim says that it begins, or is about to say so: see :meth:`Claims.begin`.
+        self.begun = self.beginning = False
         self.outcome: str | None = None
+        #: Its pool child died under it, and nobody had asked for that.
+        self.crashed = False
         self.settlement: Callable[[], None] | None = None
         #: Whether the settlement is Celery's plain acknowledgement.
         self.acknowledges = False
@@ -129,6 +137,7 @@ class Delivery:
     def _on_failure(self, failed: Callable[..., None], info: Any, *args: Any, **kwargs: Any) -> None:
         error = _cause(info)
         self.outcome = _outcome(error)
+        self.crashed = _is_crash(error) and not (self.request._already_cancelled or self.request._already_revoked)
         try:
             failed(info, *args, **kwargs)
         finally:
@@ -179,6 +188,10 @@ def _nothing(delivery: Delivery) -> None:
 def _cause(info: Any) -> BaseException | None:
     error = getattr(info, "exception", None)
     return error.exc if isinstance(error, ExceptionWithTraceback) else error
+
+
+def _is_crash(error: BaseException | None) -> bool:
+    return isinstance(error, WorkerLostError) and f"exitcode {LEASE_LOST_STATUS} " not in f"{error} "
 
 
 def _outcome(error: BaseException | None) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from celery.exceptions import TaskRevokedError
 from celery.worker import state as worker_state
 
-from jobsync_celery.errors import KeyMissing, StoreError
+from jobsync_celery.errors import GaveUp, KeyMissing, StoreError
 from jobsync_celery.plugin.brokers import Broker
 from jobsync_celery.plugin.claim import Ticket
 from jobsync_celery.plugin.coordinated import Coordination, Registry
@@ -25,12 +25,13 @@ from jobsync_celery.plugin.held import Held
 from jobsync_celery.plugin.lanes import Lanes
 from jobsync_celery.plugin.pool_child import attach
 from jobsync_celery.plugin.router import PartitionQueues
-from jobsync_celery.plugin.settlement import settle
+from jobsync_celery.plugin.settlement import fail, return_messages, settle
 from jobsync_celery.plugin.slots import Slots
+from jobsync_celery.plugin.suspects import Suspects
 from jobsync_celery.plugin.window import Window
 from jobsync_celery.runtime.claimer import Answer, Claimer, Recorded, Refused, Reply, Unavailable
 from jobsync_celery.runtime.lease import Lease
-from jobsync_celery.store.claims import Busy, Ending, Granted, Known, Wanted
+from jobsync_celery.store.outcomes import Busy, Ending, GivenUp, Granted, Known, Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class Gate:
         #: Counts broker connections: a message can be settled on the one it came on only.
         self.connection = 0
         self.lanes = Lanes()
+        self._suspects = Suspects(scribe, self.lanes)
         self.accepting: set[int] = set()
         self.broker: Broker
         self.window: Window
@@ -104,22 +106,15 @@ class Gate:
         try:
             key = coordination.key(request.args, request.kwargs)
         except KeyMissing as error:
-            self._reject(request, error)
+            fail(request, error)
             worker_state.task_ready(request)
             return None
         token = self._queues.tokens.token(key)
         return Delivery(request, key, token, self._queues.tokens.partition(token), self.connection)
 
-    def _reject(self, request: Any, error: Exception) -> None:
-        """Fail a task that can never be run: its result says why, and its message is rejected for good."""
-        logger.error("jobsync: task %s[%s] is failed: %s", request.name, request.id, error)
-        request.task.backend.mark_as_failure(
-            request.id, error, request=request._context, store_result=request.store_errors
-        )
-        request.reject(requeue=False)
-
-    def _fail(self, delivery: Delivery, reason: str) -> None:
-        self._reject(delivery.request, StoreError(reason))
+    def _fail(self, delivery: Delivery, answer: Refused | GivenUp) -> None:
+        error = GaveUp(answer.reason) if isinstance(answer, GivenUp) else StoreError(answer.error)
+        fail(delivery.request, error, *(copy.request for copy in delivery.duplicates))
         self._advance(self.forget(delivery))
         self._gone()
 
@@ -138,7 +133,7 @@ class Gate:
     def _claim(self, delivery: Delivery) -> None:
         self._held.discard(delivery)
         delivery.stage = Stage.CLAIMING
-        delivery.doubtful = False
+        delivery.doubtful = delivery.begun = False
         delivery.incarnation = self._lease.incarnation
         self._ask(delivery)
 
@@ -166,8 +161,8 @@ class Gate:
             self.pump()
         elif isinstance(answer, Known):
             self._drop_known(delivery)
-        elif isinstance(answer, Refused):
-            self._fail(delivery, answer.error)
+        elif isinstance(answer, (Refused, GivenUp)):
+            self._fail(delivery, answer)
         elif isinstance(answer, (Busy, Unavailable)):
             delivery.stage = Stage.PARKED
             delivery.doubtful = isinstance(answer, Unavailable)
@@ -189,8 +184,8 @@ class Gate:
         elif not gone:
             if isinstance(answer, Known):
                 self._drop_known(delivery)
-            elif isinstance(answer, Refused):
-                self._fail(delivery, answer.error)
+            elif isinstance(answer, (Refused, GivenUp)):
+                self._fail(delivery, answer)
             else:
                 self.withdraw(delivery)
         elif delivery.granted is not None:
@@ -209,6 +204,7 @@ class Gate:
         for delivery in self.lanes.stage(Stage.PARKED):
             if delivery.partition in self.accepting:
                 self._claim(delivery)
+        self._ready.extend(self._suspects.released())
         self.pump()
 
     def _advance(self, following: Delivery | None) -> None:
@@ -234,13 +230,28 @@ class Gate:
             if not self._lease.trusted or self.pool._state != self.pool.RUN:
                 return False
             delivery = self._ready.popleft()
-            if delivery.stage is Stage.READY:
+            if delivery.stage is Stage.READY and not self._suspects.must_wait(delivery):
                 return self._start(delivery)
         return False
+
+    def _on_begun(self, delivery: Delivery, answer: Answer) -> None:
+        ready = delivery.stage is Stage.READY
+        delivery.begun = isinstance(answer, Recorded) and answer.ours
+        if ready and delivery.begun and self._lease.trusted and self.pool._state == self.pool.RUN:
+            self._start(delivery)
+            return
+        self.slots.finished()
+        self.slots.release()
+        if ready and isinstance(answer, Recorded) and not answer.ours:
+            self._claim(delivery)  # lost meanwhile
+        elif ready:
+            self._ready.append(delivery)
 
     def _start(self, delivery: Delivery) -> bool:
         granted = delivery.granted
         assert granted is not None
+        if self._suspects.begin(delivery, self._on_begun):  # it keeps its slot meanwhile
+            return True
         delivery.stage = Stage.STARTED
         given = (delivery.incarnation, self._lease.current.epoch)
         attach(
@@ -280,11 +291,13 @@ class Gate:
         self._record(delivery, delivery.outcome, partial(self._on_end, delivery))
         # Behind the end in the claimer's queue, so at the earliest in the same transaction.
         self._advance(self.lanes.step_aside(delivery))
+        self._ready.extend(self._suspects.released())
         self.pump()
 
     def _record(self, delivery: Delivery, outcome: str, reply: Reply) -> None:
         assert delivery.granted is not None
-        self._scribe.end(Ending(delivery.run, delivery.granted.fence, outcome, delivery.partition), reply)
+        crashed = outcome == "lost" and delivery.crashed
+        self._scribe.end(Ending(delivery.run, delivery.granted.fence, outcome, delivery.partition, crashed), reply)
 
     def _on_end(self, delivery: Delivery, answer: Answer) -> None:
         try:
@@ -313,13 +326,8 @@ class Gate:
         self.return_messages(returned)
 
     def return_messages(self, messages: list[Any]) -> None:
-        """Give messages back to the broker, in the order of arrival; a lost connection has done so already."""
-        try:
-            self.broker.give_back(messages)
-        except Exception:
-            logger.warning(
-                "jobsync: %d messages could not be given back: they come again", len(messages), exc_info=True
-            )
+        """Give messages back to the broker, in the order of arrival."""
+        return_messages(self.broker, messages)
 
     def withdraw(self, delivery: Delivery) -> None:
         """Return one delivery, ending the claim it may have before its message goes back."""

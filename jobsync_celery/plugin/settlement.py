@@ -1,9 +1,14 @@
-"""What becomes of a delivery's message, and of further copies of it, once its end is recorded."""
+"""What becomes of a delivery's message, and of further copies of it, when it ends or is given back."""
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 from jobsync_celery.plugin.brokers import Broker
 from jobsync_celery.plugin.delivery import Delivery
+
+logger = logging.getLogger(__name__)
 
 
 def settle(delivery: Delivery, broker: Broker, connection: int, *, ours: bool) -> None:
@@ -30,3 +35,19 @@ def settle(delivery: Delivery, broker: Broker, connection: int, *, ours: bool) -
     else:
         for copy in copies:
             broker.acknowledge(copy)
+
+
+def fail(request: Any, error: Exception, *copies: Any) -> None:
+    """Fail a task that can never be run: its result says why, and its message is rejected for good."""
+    logger.error("jobsync: task %s[%s] is failed: %s", request.name, request.id, error)
+    request.task.backend.mark_as_failure(request.id, error, request=request._context, store_result=request.store_errors)
+    for each in (request, *copies):
+        each.reject(requeue=False)
+
+
+def return_messages(broker: Broker, messages: list[Any]) -> None:
+    """Give messages back, in the order of arrival; a lost connection has done so already."""
+    try:
+        broker.give_back(messages)
+    except Exception:
+        logger.warning("jobsync: %d messages could not be given back: they come again", len(messages), exc_info=True)

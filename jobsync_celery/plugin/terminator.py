@@ -1,4 +1,4 @@
-"""Ends a body that must not outlive its lease: a pool child watches the deadline itself, and kills itself.
+"""Ends a body that must not outlive its lease: a pool child watches the deadline itself, and ends itself.
 
 The worker cannot do it: it may be stopped, and then it is not its own lease that it loses but its children's.
 """
@@ -6,7 +6,6 @@ The worker cannot do it: it may be stopped, and then it is not its own lease tha
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -14,13 +13,15 @@ from contextlib import contextmanager
 
 from jobsync_celery.runtime.lease import Lease
 
-#: How often a running body's lease is looked at. It also bounds how late a kill is, unless C code keeps the GIL.
+#: How often a running body's lease is looked at. It also bounds how late the end is, unless C code keeps the GIL.
 _LOOK_SEC = 0.02
 _IDLE_LOOKS = 50
+#: The exit status by which the worker tells this end from a crash: "try again later" of sysexits.h.
+LEASE_LOST_STATUS = 75
 
 
 class Terminator:
-    """Kills this process when the lease of the body that it runs has ended.
+    """Ends this process when the lease of the body that it runs has ended.
 
     Make it before the pool forks. Its thread begins with the first body in each child, and sleeps between bodies.
     """
@@ -35,7 +36,7 @@ class Terminator:
 
     @contextmanager
     def watching(self, incarnation: int) -> Iterator[None]:
-        """Kill this process, without a word, if ``incarnation`` loses its lease before the block ends."""
+        """End this process, without a word, if ``incarnation`` loses its lease before the block ends."""
         if self._pid != os.getpid():
             self._begin()
         with self._changed:
@@ -64,7 +65,7 @@ class Terminator:
                 if self._watched is not None:
                     idle = 0
                     if not self._lease.holds(self._watched):
-                        os.kill(os.getpid(), signal.SIGKILL)
+                        os._exit(LEASE_LOST_STATUS)
                 elif (idle := idle + 1) > _IDLE_LOOKS:
                     self._asleep = True
                     self._changed.wait_for(lambda: self._watched is not None)

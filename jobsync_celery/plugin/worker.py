@@ -75,6 +75,7 @@ class WorkerNode:
             backlog=lambda: self.gate.backlog / max(1, worker.concurrency),
             owned=lambda: self.node.ownership.owned,
             timeline=lambda: self.node.membership.timeline,
+            max_lost_runs=config.max_lost_runs,
         )
         self._consumption = Consumption(cluster.app, cluster.queues)
         self._courier = Courier(cluster.app, self._running)

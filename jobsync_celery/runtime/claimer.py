@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from jobsync_celery.core.model import Run
 from jobsync_celery.errors import StoreError, StoreUnavailable
 from jobsync_celery.runtime.events import Events
-from jobsync_celery.store.claims import Ending, NotOurs, Outcome, Wanted
 from jobsync_celery.store.database import Link
+from jobsync_celery.store.outcomes import Ending, NotOurs, Outcome, Wanted
 from jobsync_celery.store.store import Store
 
 _MOST_IN_BATCH = 256
@@ -63,6 +64,12 @@ class _End(NamedTuple):
     reply: Reply
 
 
+class _Beginning(NamedTuple):
+    run: Run
+    fence: int
+    reply: Reply
+
+
 class Claimer:
     """The claims of one node, in batches.
 
@@ -72,6 +79,7 @@ class Claimer:
         backlog: how many granted runs wait for the pool, per pool slot: with enough of them small batches are paced.
         owned: the partitions this node owns; an end elsewhere is announced, since somebody may wait for its key.
         timeline: the database's timeline as of the last heartbeat: nothing is claimed on another one.
+        max_lost_runs: after so many lost runs a run is recorded as failed.
     """
 
     def __init__(
@@ -84,6 +92,7 @@ class Claimer:
         backlog: Callable[[], float],
         owned: Callable[[], Collection[int]],
         timeline: Callable[[], int | None] = lambda: None,
+        max_lost_runs: int = 3,
     ) -> None:
         self._store = store
         self._name = name
@@ -92,10 +101,12 @@ class Claimer:
         self._backlog = backlog
         self._owned = owned
         self._timeline = timeline
+        self._max_lost_runs = max_lost_runs
         self._link: Link = store.database.link(f"jobsync {name} claims")
         self._ends: deque[_End] = deque()
         self._delayed: list[_End] = []
         self._claims: deque[_Claim] = deque()
+        self._beginnings: deque[_Beginning] = deque()
         self._wake = threading.Condition()
         self._asleep = False
         self._stopping = False
@@ -116,6 +127,11 @@ class Claimer:
         self._ends.append(_End(ending, reply))
         if self._asleep:
             self._nudge()
+
+    def begin(self, run: Run, fence: int, reply: Reply) -> None:
+        """Record that a run begins, before it does; ``reply`` gets :class:`Recorded` or Unavailable. Any thread."""
+        self._beginnings.append(_Beginning(run, fence, reply))
+        self._nudge()
 
     def flush(self) -> None:
         """Commit what waits, unless the pool has work enough meanwhile. Called at each turn of the event loop."""
@@ -144,7 +160,8 @@ class Claimer:
         while (batch := self._next_batch(pause)) is not None:
             ends, claims = batch
             try:
-                pause = self._process(ends, claims)
+                self._record_beginnings()
+                pause = self._process(ends, claims) if ends or claims else 0.0
             except Exception as error:  # noqa: BLE001 - a thread that dies silently would hold every key for ever
                 self._events("loop_error", error=repr(error))
                 pause = self._put_back(ends, claims, repr(error))
@@ -171,7 +188,7 @@ class Claimer:
             return
         self._asleep = True  # before looking: whoever adds after the look has to wake us
         try:
-            while not (self._ends or self._claims or self._stopping):
+            while not (self._ends or self._claims or self._beginnings or self._stopping):
                 if not self._wake.wait(_AGAIN_SEC if self._delayed else None) and self._delayed:
                     return
         finally:
@@ -179,8 +196,21 @@ class Claimer:
         if self._stopping:
             if self._delayed and not self._ends:
                 self._wake.wait(_AGAIN_SEC)
-        elif len(self._ends) + len(self._claims) < _FULL_BATCH and self._backlog() >= _BUSY_POOL:
+        elif (
+            len(self._ends) + len(self._claims) < _FULL_BATCH and not self._beginnings and self._backlog() >= _BUSY_POOL
+        ):
             self._wake.wait(_OLDEST_SEC)
+
+    def _record_beginnings(self) -> None:
+        """One statement each: they are as rare as lost runs, and a pool slot waits for each."""
+        while self._beginnings:
+            one = self._beginnings.popleft()
+            answer: Answer
+            try:
+                answer = Recorded(self._store.claims.begin(self._link, one.run, one.fence))
+            except StoreError as error:
+                answer = Unavailable(str(error))
+            self._answer([(one.reply, answer)])
 
     def _process(self, ends: list[_End], claims: list[_Claim]) -> float:
         """Commit one batch; how long to pause before the next."""
@@ -232,6 +262,7 @@ class Claimer:
                 [end.ending for end in ends],
                 [one.wanted for one in asked],
                 self._timeline(),
+                self._max_lost_runs,
             )
             for end in ends:
                 if end.ending.run in committed.delayed:

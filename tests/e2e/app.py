@@ -190,6 +190,13 @@ def _define_deaths(app: Celery) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return "second attempt"
 
+    @app.task(shared=False, name="e2e.deadly", bind=True)
+    @coordinated(key="key")
+    def deadly(self: Task, key: str, whom: str) -> None:
+        with running(self, key):
+            os.kill(os.getppid() if whom == "worker" else os.getpid(), signal.SIGKILL)
+            signal.pause()
+
     @app.task(shared=False, name="e2e.odd", bind=True)
     @coordinated(key="key")
     def odd(self: Task, key: str, how: str) -> Any:

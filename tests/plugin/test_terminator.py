@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable
 
 import pytest
 
-from jobsync_celery.plugin.terminator import Terminator
+from jobsync_celery.plugin.terminator import LEASE_LOST_STATUS, Terminator
 from jobsync_celery.runtime.clock import boot_clock
 from jobsync_celery.runtime.lease import Lease
 
@@ -35,7 +34,7 @@ def lease() -> Lease:
     return lease
 
 
-def test_a_body_that_outlives_the_deadline_is_killed_at_it(lease: Lease) -> None:
+def test_a_body_that_outlives_the_deadline_is_ended_at_it(lease: Lease) -> None:
     deadline = boot_clock() + 0.2
     lease.renew(INCARNATION, deadline)
     terminator = Terminator(lease)
@@ -44,11 +43,11 @@ def test_a_body_that_outlives_the_deadline_is_killed_at_it(lease: Lease) -> None
         with terminator.watching(INCARNATION):
             time.sleep(LONG)
 
-    assert in_child(body) == -signal.SIGKILL
+    assert in_child(body) == LEASE_LOST_STATUS
     assert 0 <= boot_clock() - deadline < LONG / 2
 
 
-def test_a_renewed_lease_kills_nothing(lease: Lease) -> None:
+def test_a_renewed_lease_ends_nothing(lease: Lease) -> None:
     terminator = Terminator(lease)
     lease.renew(INCARNATION, boot_clock() + 0.1)
     reader, writer = os.pipe()
@@ -69,7 +68,7 @@ def test_a_renewed_lease_kills_nothing(lease: Lease) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_a_body_of_an_older_incarnation_is_killed_though_a_newer_one_is_trusted(lease: Lease) -> None:
+def test_a_body_of_an_older_incarnation_is_ended_though_a_newer_one_is_trusted(lease: Lease) -> None:
     terminator = Terminator(lease)
 
     def body() -> None:
@@ -77,10 +76,10 @@ def test_a_body_of_an_older_incarnation_is_killed_though_a_newer_one_is_trusted(
             lease.renew(INCARNATION + 1, boot_clock() + LONG)
             time.sleep(LONG)
 
-    assert in_child(body) == -signal.SIGKILL
+    assert in_child(body) == LEASE_LOST_STATUS
 
 
-def test_nothing_is_killed_between_bodies(lease: Lease) -> None:
+def test_nothing_is_ended_between_bodies(lease: Lease) -> None:
     terminator = Terminator(lease)
 
     def body() -> None:
@@ -104,12 +103,12 @@ def test_a_child_that_forks_again_watches_for_itself(lease: Lease) -> None:
                 lease.close()
                 time.sleep(LONG)
 
-        os._exit(0 if in_child(grandchild) == -signal.SIGKILL else 1)
+        os._exit(0 if in_child(grandchild) == LEASE_LOST_STATUS else 1)
 
     assert in_child(body) == 0
 
 
-def test_a_body_in_c_code_that_lets_others_run_is_killed_as_well(lease: Lease) -> None:
+def test_a_body_in_c_code_that_lets_others_run_is_ended_as_well(lease: Lease) -> None:
     terminator = Terminator(lease)
     lease.renew(INCARNATION, boot_clock() + 0.1)
     reader, _ = os.pipe()
@@ -118,4 +117,4 @@ def test_a_body_in_c_code_that_lets_others_run_is_killed_as_well(lease: Lease) -
         with terminator.watching(INCARNATION):
             os.read(reader, 1)
 
-    assert in_child(body) == -signal.SIGKILL
+    assert in_child(body) == LEASE_LOST_STATUS

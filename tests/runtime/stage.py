@@ -10,9 +10,9 @@ from typing import Any
 from jobsync_celery.core.model import Run
 from jobsync_celery.errors import StoreUnavailable
 from jobsync_celery.runtime.events import Events
-from jobsync_celery.store.claims import Wanted
 from jobsync_celery.store.database import Database, Timeouts
 from jobsync_celery.store.nodes import Identity
+from jobsync_celery.store.outcomes import Wanted
 from jobsync_celery.store.schema import ClusterShape, ensure_schema
 from jobsync_celery.store.store import Store
 

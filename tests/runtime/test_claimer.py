@@ -13,8 +13,8 @@ from stage import Facts, Outage, eventually, join, rows, store_at, wanted
 
 from jobsync_celery.errors import StoreUnavailable
 from jobsync_celery.runtime.claimer import Answer, Claimer, Recorded, Reply, Unavailable
-from jobsync_celery.store.claims import Busy, Ending, Granted, NotOurs, Wanted
 from jobsync_celery.store.database import Row
+from jobsync_celery.store.outcomes import Busy, Ending, Granted, NotOurs, Wanted
 from jobsync_celery.store.store import Store
 
 

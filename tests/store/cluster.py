@@ -12,9 +12,9 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from jobsync_celery.core.model import Run
-from jobsync_celery.store.claims import Ending, Granted, Outcome, Wanted
 from jobsync_celery.store.database import Database, Link, Timeouts
 from jobsync_celery.store.nodes import Identity
+from jobsync_celery.store.outcomes import Ending, Granted, Outcome, Wanted
 from jobsync_celery.store.schema import ClusterShape, ensure_schema
 from jobsync_celery.store.store import Store
 

@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 from cluster import Cluster, ending, wanted
 
-from jobsync_celery.store.claims import Granted, Known, Outcome
+from jobsync_celery.store.outcomes import Granted, Known, Outcome
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from jobsync_celery.core.model import Run
-from jobsync_celery.store.claims import Busy, Granted, Known, NotOurs, Outcome
+from jobsync_celery.store.outcomes import Busy, Granted, Known, NotOurs, Outcome
 
 INSERT = (
     "INSERT INTO {claim} (task_id, task_key, token_id, partition_id, node, incarnation)"

@@ -8,8 +8,8 @@ from contextlib import closing
 import pytest
 from cluster import Cluster, ending, wanted
 
-from jobsync_celery.store.claims import Busy, Committed, Ending, Granted, Known, NotOurs, Wanted
 from jobsync_celery.store.guard import Guard
+from jobsync_celery.store.outcomes import Busy, Committed, Ending, Granted, Known, NotOurs, Wanted
 
 
 @pytest.fixture

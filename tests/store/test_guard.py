@@ -13,8 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from jobsync_celery.errors import Fenced, StoreError
-from jobsync_celery.store.claims import Busy, Granted
 from jobsync_celery.store.guard import Guard
+from jobsync_celery.store.outcomes import Busy, Granted
 
 RUN = wanted("t").run
 

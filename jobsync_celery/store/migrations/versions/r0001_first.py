@@ -77,12 +77,15 @@ CREATE TABLE {claim} (
     token_id integer NOT NULL,
     partition_id integer NOT NULL,
     attempt integer NOT NULL DEFAULT 1,
+    lost_runs integer NOT NULL DEFAULT 0,
+    started boolean NOT NULL DEFAULT false,
     task_id text NOT NULL,
     origin text NOT NULL DEFAULT '',
     task_name text,
     task_key text NOT NULL,
     node text NOT NULL,
     state text NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'done', 'failed', 'retried', 'lost')),
+    reason text,
     PRIMARY KEY (task_id, origin, retries)
 ) WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05,
         autovacuum_analyze_scale_factor = 0.02);
@@ -163,15 +166,18 @@ BEGIN
     -- Ends of claims that nobody took over, unless they have ended otherwise; what is locked is left for later.
     -- The first row tells how many were recorded.
     WITH open AS (
-        SELECT c.task_id, c.origin, c.retries, e.state AS end_state
+        SELECT c.task_id, c.origin, c.retries, e.state AS end_state, e.crashed AND c.state = 'running' AS crashed
         FROM json_to_recordset(ended)
-            AS e (task_id text, origin text, retries int, fence bigint, state text)
+            AS e (task_id text, origin text, retries int, fence bigint, state text, crashed boolean)
         JOIN {claim} c ON c.task_id = e.task_id AND c.origin = e.origin AND c.retries = e.retries
             AND c.fence = e.fence
         WHERE c.state IN ('running', 'lost', e.state)
         ORDER BY c.task_key FOR NO KEY UPDATE OF c SKIP LOCKED
     )
-    UPDATE {claim} c SET state = open.end_state, finished_on = clock_timestamp() FROM open
+    UPDATE {claim} c SET state = open.end_state, finished_on = clock_timestamp(),
+        lost_runs = c.lost_runs + open.crashed::int,
+        started = CASE open.end_state WHEN 'lost' THEN open.crashed ELSE c.started END
+    FROM open
     WHERE c.task_id = open.task_id AND c.origin = open.origin AND c.retries = open.retries;
     GET DIAGNOSTICS recorded = ROW_COUNT;
     RETURN QUERY SELECT NULL::text, NULL::text, NULL::int, recorded;
