@@ -33,6 +33,7 @@ class NodeStep(bootsteps.StartStopStep):
         """The hub and the pool are made, and no child is forked yet."""
         _refuse_unsupported(worker)
         cluster = worker.app.jobsync.cluster
+        _limit_silence(worker.app, cluster.config.heartbeat_timeout_sec)
         name = self._node_name or cluster.config.node_name or worker.hostname
         participates = _participates(worker.app.amqp.queues, cluster.config.queue_prefix)
         if participates:
@@ -88,6 +89,16 @@ def _heartbeat(consumer: Any, heartbeat: float | None) -> float | None:
     """RabbitMQ gives a hung worker's messages to others after its heartbeat: keep that within the lease."""
     lease = consumer.app.jobsync.cluster.config.heartbeat_timeout_sec
     return None if heartbeat is None else min(heartbeat, lease) if heartbeat else lease
+
+
+def _limit_silence(app: Any, lease: float) -> None:
+    """A Redis that falls silent would keep the event loop waiting for its answer for ever.
+
+    The client asks three times more before it gives up; all of that is to be over within a lease.
+    """
+    options = app.conf.broker_transport_options or {}
+    if (app.conf.broker_url or "").startswith(("redis", "rediss", "sentinel")):
+        app.conf.broker_transport_options = {"socket_timeout": max(0.5, lease / 4), **options}
 
 
 def _participates(queues: Any, prefix: str) -> bool:

@@ -35,6 +35,8 @@ class Border:
         self._starting: set[int] = set()
         self._stopping: set[int] = set()
         self.consumer: Any = None
+        #: There is no connection to the broker, so nothing that was fetched on it is left here.
+        self.cut_off = False
         self.stopped: Callable[[frozenset[int]], None] = lambda _: None
 
     def start(self, partitions: frozenset[int]) -> None:
@@ -44,6 +46,8 @@ class Border:
     def stop(self, partitions: frozenset[int]) -> None:
         """Stop consuming these partitions, give back what has not started, then report it as stopped."""
         self._inbox.post(self._stop, partitions)
+        if self.cut_off:  # and nobody reads the inbox until there is a connection
+            self.stopped(partitions)
 
     def recover(self) -> None:
         """A node died: get back what it had fetched of the partitions consumed here."""

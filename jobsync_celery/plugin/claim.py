@@ -54,16 +54,18 @@ class Claim:
             raise LeaseLost(f"the lease under which key {self.key!r} runs has ended: another node may run it")
 
     def guard(self, session: Any) -> None:
-        """Let the transaction of ``session`` commit only while this claim is ours.
+        """Let the user's transaction commit only while this claim is ours.
 
-        The claim's row stays locked until the transaction ends, so call it just before the commit.
+        The claim's row stays locked until the transaction ends, so call it just before the commit, and not inside a
+        savepoint: rolled back, that would unlock the row.
 
         Arguments:
-            session: a SQLAlchemy Session or Connection to the coordination database.
+            session: a SQLAlchemy Session or Connection, a Django connection, or a connection of psycopg2 or psycopg 3;
+                to the coordination database, with a transaction open. At any isolation level.
 
         Raises:
             Fenced: the claim was lost to an eviction; let the exception roll the transaction back.
-            StoreError: the session is connected to another database.
+            StoreError: this can guard nothing: another database, no transaction, ... Nothing was changed.
         """
         self._guard.hold(session, self._run, self.fence)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -67,18 +68,19 @@ class Consumption:
 
     def _select(self, partition: int) -> None:
         name = self._queues.name(partition)
-        if self._consumer is None:
-            self._known.select_add(self._known[name])
-        else:
-            self._consumer.add_task_queue(name)
+        self._known.select_add(self._known[name])
+        if self._consumer is not None:
+            self._try(self._consumer.add_task_queue, name)
 
     def _deselect(self, partition: int) -> None:
         name = self._queues.name(partition)
         self._known.deselect([name])
-        if self._consumer is None:
-            return
+        if self._consumer is not None:
+            self._try(self._consumer.task_consumer.cancel_by_queue, name)
+
+    def _try(self, change: Callable[[str], None], name: str) -> None:
         try:
-            self._consumer.task_consumer.cancel_by_queue(name)
+            change(name)
         except (*self._consumer.connection_errors, *self._consumer.channel_errors):
-            # The next connection begins from the selection, which no longer has it.
-            logger.debug("jobsync: cancelling %s failed: its connection is lost", name, exc_info=True)
+            # The next connection begins from the selection.
+            logger.debug("jobsync: changing what is consumed failed at %s: its connection is lost", name, exc_info=True)

@@ -35,6 +35,7 @@ from jobsync_celery.runtime.claimer import Answer, Claimer, Reply
 from jobsync_celery.runtime.lease import Lease
 from jobsync_celery.runtime.node import Node
 from jobsync_celery.runtime.presence import Presence
+from jobsync_celery.runtime.pulse import Pulse
 from jobsync_celery.store.guard import Guard
 from jobsync_celery.store.nodes import Identity
 
@@ -61,7 +62,7 @@ class WorkerNode:
         self._cluster = cluster
         self.name = name
         self.participates = participates
-        self.stopping = False
+        self.stopping = self._started = False
         self.lease = Lease()
         database = cluster.store.database
         self._presence = Presence(f"{database.where} {database.schema} {database.prefix}", name)
@@ -93,16 +94,16 @@ class WorkerNode:
             gone=lambda: self._border.look(),
         )
         self._border = Border(self._inbox, self.gate, self._consumption, self._courier, cluster.queues)
+        self._pulse = Pulse(turns=worker.pool_cls.__module__.rpartition(".")[2] != "solo")
         self.node = Node(
             cluster.store, cluster.node_settings(self._identity()), self._border, self.lease, self._presence,
-            cluster.events,
+            cluster.events, pulse=self._pulse,
         )  # fmt: skip
         self._border.stopped = self.node.ownership.stopped
         self._window = self.gate.window = Window(worker, self.gate.lanes)
-        self._started = False
         self._prepare_tasks()
         signals.worker_process_init.connect(self._in_child, weak=False)
-        worker.hub.on_tick.add(self._claimer.flush)
+        worker.hub.on_tick.update((self._claimer.flush, self._pulse.turned))
         worker.hub.on_close.add(self._on_hub_close)
 
     # -- the consumer's life ------------------------------------------------------------------------------------
@@ -119,6 +120,9 @@ class WorkerNode:
         gate.pool = self._worker.pool
         gate.changed = self._changed
         gate.after_death = self._after_death
+        self._pulse.connected()
+        self._border.cut_off = False
+        self._inbox.drain()  # what was asked of the border meanwhile, before anything is fetched
         if self._started:
             self._border.recover()  # what was fetched on the lost connection
         else:
@@ -129,6 +133,8 @@ class WorkerNode:
         self._consumption.detach()
         self._window.detach()
         self.gate.connection_lost()
+        self._pulse.disconnected()
+        self._border.cut_off = True
 
     def drain(self, consumer: Any) -> None:
         """Warm shutdown: hand over at once, let what runs finish, and acknowledge it while there is a connection.

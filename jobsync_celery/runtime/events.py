@@ -15,6 +15,16 @@ FACTS: dict[str, tuple[int, str]] = {
     "node_registered": (logging.INFO, "node {name} registered as incarnation {incarnation}"),
     "node_left": (logging.INFO, "node {name} left the cluster"),
     "node_draining": (logging.INFO, "node {name} is draining: it hands its partitions over"),
+    "node_resumed": (logging.INFO, "node {name} takes part again"),
+    "cannot_consume": (
+        logging.ERROR,
+        "node {name} has had no connection to the broker for {limit:.0f} s: its partitions are for others",
+    ),
+    "loop_hangs": (
+        logging.ERROR,
+        "the event loop of {name} has not turned for {limit:.0f} s: its lease is not renewed until it does",
+    ),
+    "loop_turns": (logging.WARNING, "the event loop of {name} turns again"),
     "node_evicted": (logging.WARNING, "node {victim} (incarnation {incarnation}) was declared dead by {by}"),
     "name_taken": (
         logging.ERROR,

@@ -95,6 +95,16 @@ class Membership:
         self.draining = True
         self._events("node_draining", name=self.name)
 
+    def resume(self) -> None:
+        """Ask for work again, after :meth:`drain`."""
+        if self.incarnation is None or not self.draining:
+            return
+        with self._link.transaction() as tx:
+            if self._store.nodes.undrain(tx, self.name, self.incarnation):
+                self._store.notify(tx, "members")
+        self.draining = False
+        self._events("node_resumed", name=self.name)
+
     def leave(self) -> None:
         """Give up everything and remove the row; only when nothing of this node runs any more."""
         incarnation, self.incarnation = self.incarnation, None

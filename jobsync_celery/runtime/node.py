@@ -18,6 +18,7 @@ from jobsync_celery.runtime.leadership import FirstPlan, Leadership
 from jobsync_celery.runtime.lease import Lease
 from jobsync_celery.runtime.membership import Hold, Membership
 from jobsync_celery.runtime.ownership import Ownership, Surface
+from jobsync_celery.runtime.pulse import Pulse
 from jobsync_celery.store.nodes import Identity
 from jobsync_celery.store.schema import ClusterShape, ensure_schema
 from jobsync_celery.store.store import Store
@@ -50,6 +51,7 @@ class Node:
         hold: Hold,
         events: Events,
         clock: Callable[[], float] = boot_clock,
+        pulse: Pulse | None = None,
     ) -> None:
         name = settings.identity.name
         shape = settings.shape
@@ -59,6 +61,7 @@ class Node:
         self._lease = lease
         self._events = events
         self._clock = clock
+        self._pulse = pulse or Pulse(clock=clock)
         self._link = store.database.link(f"jobsync {name}")
         self.membership = Membership(
             store, self._link, settings.identity, lease, hold, events, interval=settings.interval, clock=clock
@@ -82,10 +85,8 @@ class Node:
         self._thread = threading.Thread(target=self._run, name="jobsync-node", daemon=True)
         self._ready = False
         self.down = False
-        self._sync = False
-        self._trusted = False
-        self._draining = False
-        self._leaving = False
+        self._sync = self._trusted = self._hangs = False
+        self._draining = self._handing_over = self._leaving = False
         self.drained = threading.Event()
         self.left = threading.Event()
 
@@ -141,12 +142,12 @@ class Node:
 
     def _tick(self) -> None:
         self._watch_deadline()
-        if self._draining and not self.membership.draining:
+        if not self._draining:
+            self._feel_pulse()
+        elif not (self._handing_over and self.membership.draining):
             self._begin_drain()
         if self._clock() >= self.membership.next_due:
-            if not self._ready:
-                self._prepare()
-            self._beat()
+            self._pause(self._settings.interval) if self._hangs else self._contact()
         incarnation = self.membership.incarnation
         if incarnation is None:
             if self._draining:
@@ -159,6 +160,27 @@ class Node:
         self.leadership.tick(self._clock())
         if self._draining and self.ownership.settled and not self.ownership.owned:
             self.drained.set()
+
+    def _feel_pulse(self) -> None:
+        """A node that cannot consume gives its partitions up, and one whose loop hangs even its lease.
+
+        A hanging loop cannot give back what it has fetched; the eviction sees to that.
+        """
+        limit = self._settings.timeout
+        if self._pulse.hangs(limit) != self._hangs:
+            self._hangs = not self._hangs
+            self._events("loop_hangs" if self._hangs else "loop_turns", name=self.name, limit=limit)
+        cut_off = self._pulse.cut_off(limit)
+        if cut_off and self.membership.incarnation is not None and not self.membership.draining:
+            self._events("cannot_consume", name=self.name, limit=limit)
+            self.membership.drain()
+        elif not cut_off:
+            self.membership.resume()
+
+    def _contact(self) -> None:
+        if not self._ready:
+            self._prepare()
+        self._beat()
 
     def _prepare(self) -> None:
         """First contact: tables, and the channel on which the others wake us."""
@@ -202,6 +224,7 @@ class Node:
         self.ownership.resume()
 
     def _begin_drain(self) -> None:
+        self._handing_over = True
         self.ownership.stop_all()
         self.membership.drain()
 

@@ -37,6 +37,19 @@ def breaks_session(error: BaseException) -> bool:
     return sqlstate_of(error) in _BREAKING or bool(getattr(error, "connection_invalidated", False))
 
 
+def met_a_newer_row(error: BaseException) -> bool:
+    """Whether a statement under REPEATABLE READ or SERIALIZABLE met a row that was written after its snapshot.
+
+    Of the serialization failures those that locking or changing a row raises, told apart by the server's source file:
+    messages are translated. Knows the errors of psycopg2 and psycopg 3, also inside SQLAlchemy's and Django's.
+    """
+    for each in (error, getattr(error, "orig", None), error.__cause__):
+        told = getattr(each, "diag", None)
+        if told is not None:
+            return told.sqlstate == "40001" and told.source_file in ("nodeLockRows.c", "nodeModifyTable.c")
+    return False
+
+
 def _kind(cause: BaseException, state: str | None) -> type[StoreError]:
     if state is None:
         return StoreUnavailable if _is_connection_trouble(cause) else StoreError

@@ -1,14 +1,27 @@
-"""The fence in the user's own transaction: it commits only while the claim is still ours."""
+"""The fence in the user's own transaction: it commits only while the claim is still ours.
+
+Two statements. The first looks and cannot fail, since an error would abort the user's transaction: is this the
+right database, and may the claim be locked here? The second locks or ends the claim, in the same transaction.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sqlalchemy import TextClause, text
-from sqlalchemy.exc import DBAPIError
 
 from jobsync_celery.core.model import Run
 from jobsync_celery.errors import Fenced, StoreError
+from jobsync_celery.store.failures import met_a_newer_row
+from jobsync_celery.store.handles import Handle, handle_of
+
+_LOOK = text(
+    "SELECT current_database(), current_user, to_regclass(:claims) IS NOT NULL,"
+    " coalesce(has_any_column_privilege(to_regclass(:claims), 'SELECT')"
+    " AND has_any_column_privilege(to_regclass(:claims), 'UPDATE'), false),"
+    # A standby cannot give a transaction id, and asking it would be an error.
+    " CASE WHEN CAST(current_setting('transaction_read_only') AS boolean) THEN NULL ELSE txid_current() END"
+)
 
 
 class Guard:
@@ -19,39 +32,75 @@ class Guard:
     """
 
     def __init__(self, claim_table: str) -> None:
-        mine = "WHERE task_id = :task_id AND origin = :origin AND retries = :retries AND fence = :fence"
+        self._table = claim_table
+        run = "task_id = :task_id AND origin = :origin AND retries = :retries"
+        # In autocommit every statement is a transaction of its own, with another id: nothing is touched then.
+        mine = f"{run} AND fence = :fence AND state = 'running' AND txid_current() = :transaction"
         # The table's name is a validated, quoted identifier.
-        self._hold = text(f"SELECT fence FROM {claim_table} {mine} AND state = 'running' FOR UPDATE")  # noqa: S608
+        known = f"EXISTS (SELECT FROM {claim_table} WHERE {run})"
+        answer = f"SELECT txid_current() = :transaction, EXISTS (SELECT FROM mine), {known}"  # noqa: S608
+        self._hold = text(f"WITH mine AS (SELECT fence FROM {claim_table} WHERE {mine} FOR UPDATE) {answer}")  # noqa: S608
         self._complete = text(
-            f"UPDATE {claim_table} SET state = 'done', finished_on = clock_timestamp() {mine} AND state = 'running'"  # noqa: S608
-            " RETURNING fence"
+            f"WITH mine AS (UPDATE {claim_table} SET state = 'done', finished_on = clock_timestamp()"  # noqa: S608
+            f" WHERE {mine} RETURNING fence) {answer}"
         )
 
-    def hold(self, session: Any, run: Run, fence: int) -> None:
-        """Lock the claim until the transaction of ``session`` ends.
+    def hold(self, given: Any, run: Run, fence: int) -> None:
+        """Lock the claim until the user's transaction ends.
 
         Arguments:
-            session: a SQLAlchemy Session or Connection to the coordination database.
+            given: what :func:`handle_of` knows, connected to the coordination database, in a transaction.
 
         Raises:
             Fenced: the claim is no longer ours; the transaction must not commit.
-            StoreError: the session is connected to another database.
+            StoreError: this can guard nothing (another database, no transaction, ...). Nothing was changed, and the
+                transaction can be used further.
         """
-        self._execute(session, self._hold, run, fence)
+        self._execute(given, self._hold, run, fence)
 
-    def complete(self, session: Any, run: Run, fence: int) -> None:
-        """Record the run as done in the transaction of ``session``; raises like :meth:`hold`."""
-        self._execute(session, self._complete, run, fence)
+    def complete(self, given: Any, run: Run, fence: int) -> None:
+        """Record the run as done in the user's transaction; raises like :meth:`hold`."""
+        self._execute(given, self._complete, run, fence)
 
-    def _execute(self, session: Any, statement: TextClause, run: Run, fence: int) -> None:
+    def _execute(self, given: Any, statement: TextClause, run: Run, fence: int) -> None:
+        handle = handle_of(given)
+        where, transaction = self._look(handle)
+        params = {**run._asdict(), "fence": fence, "transaction": transaction}
+        lost = f"the claim of task {run.task_id} (fence {fence}) was lost: this transaction must not commit"
         try:
-            row = session.execute(statement, {**run._asdict(), "fence": fence}).first()
-        except DBAPIError as error:
-            if getattr(error.orig, "pgcode", None) == "42P01":
-                raise StoreError(
-                    "this session is connected to a database without the claim table: guard() and complete() need"
-                    " the database that CoordinationConfig names"
-                ) from error
-            raise  # a serialization failure, for instance, is the user's to retry
-        if row is None:
-            raise Fenced(f"the claim of task {run.task_id} (fence {fence}) was lost: this transaction must not commit")
+            same_transaction, held, known = handle.row(statement, params)
+        except Exception as error:
+            # While a body runs, only the end of its claim writes the row anew.
+            if met_a_newer_row(error):
+                raise Fenced(lost) from error
+            raise  # a lock timeout, for instance, is the user's to judge
+        if not same_transaction:
+            raise StoreError(f"no transaction is open, so there is nothing to guard: {handle.begin}")
+        if not known:
+            raise StoreError(
+                f"{where} knows no claim of task {run.task_id}: it belongs to another cluster than the one"
+                " CoordinationConfig names, or this transaction's snapshot is older than the claim"
+            )
+        if not held:
+            raise Fenced(lost)
+
+    def _look(self, handle: Handle) -> tuple[str, int]:
+        """The database as messages name it, and the id of the user's transaction."""
+        name, role, exists, may_lock, transaction = handle.row(_LOOK, {"claims": self._table})
+        where = f"database {name!r}"
+        if not exists:
+            raise StoreError(
+                f"{where} shows no table {self._table} to this connection: guard() and complete() need the database"
+                " that CoordinationConfig names, and its schema on the search path; elsewhere let the other side"
+                " compare claim.fence"
+            )
+        if transaction is None:
+            raise StoreError(
+                f"this transaction on {where} is read-only, by its own settings or because the server is a standby:"
+                " guard() and complete() lock a row on the primary"
+            )
+        if not may_lock:
+            raise StoreError(
+                f"role {role!r} may not lock claims in {where}: run GRANT SELECT, UPDATE ON {self._table} TO {role}"
+            )
+        return where, transaction

@@ -128,6 +128,9 @@ class Nodes:
         self._drain = sql(
             "UPDATE {node} SET state = 'draining' WHERE name = :name AND incarnation = :incarnation AND state = 'live'"
         )
+        self._undrain = sql(
+            "UPDATE {node} SET state = 'live' WHERE name = :name AND incarnation = :incarnation AND state = 'draining'"
+        )
         self._declare_dead = sql(
             "WITH victim AS (SELECT incarnation FROM {node} WHERE name = :name AND incarnation = :incarnation"
             " AND state IN ('live', 'draining') AND (CAST(:renewals AS bigint) IS NULL OR renewals = :renewals)"
@@ -175,6 +178,10 @@ class Nodes:
     def drain(self, tx: Connection, name: str, incarnation: int) -> bool:
         """Mark the node as draining; false if it was not live."""
         return bool(tx.execute(self._drain, {"name": name, "incarnation": incarnation}).rowcount)
+
+    def undrain(self, tx: Connection, name: str, incarnation: int) -> bool:
+        """Mark a draining node as live again; false if it was not draining."""
+        return bool(tx.execute(self._undrain, {"name": name, "incarnation": incarnation}).rowcount)
 
     def declare_dead(self, tx: Connection, name: str, incarnation: int, renewals: int | None) -> bool:
         """Declare dead by compare-and-set; false if it renewed meanwhile or was gone already.

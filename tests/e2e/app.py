@@ -6,10 +6,12 @@ import json
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 from celery import Celery, Task, shared_task
 from celery.exceptions import Ignore, Reject
+from celery.worker.control import control_command
 from sqlalchemy import create_engine, text
 
 from e2e.history import running
@@ -66,6 +68,12 @@ def define(app: Celery) -> None:
     _define_effects(app)
     if app.conf.get("e2e_mortal"):  # which only prefork can run
         _define_mortal(app)
+
+
+@control_command(args=[("sec", float)])
+def hang(state: Any, sec: float) -> None:
+    """Keep the worker's event loop busy."""
+    time.sleep(sec)
 
 
 def _define_steps(app: Celery) -> None:

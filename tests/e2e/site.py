@@ -102,7 +102,13 @@ class Site:
         return under_test.bare_app(self.settings())
 
     def worker(
-        self, name: str, *options: str, jobsync: dict[str, Any] | None = None, off: bool = False, path: str = ""
+        self,
+        name: str,
+        *options: str,
+        jobsync: dict[str, Any] | None = None,
+        off: bool = False,
+        path: str = "",
+        broker: str | None = None,
     ) -> Worker:
         """Start a worker; it need not be ready yet.
 
@@ -110,10 +116,13 @@ class Site:
             options: come after ``celery worker``.
             off: without coordination.
             path: a further folder for its imports.
+            broker: another way to the broker.
         """
         settings = self.settings(**(jobsync or {}))
         if off:
             settings["jobsync"] = None
+        if broker is not None:
+            settings["conf"]["broker_url"] = broker
         env = {
             under_test.SETTINGS: json.dumps(settings),
             "TMPDIR": str(self.folder),  # what killed workers leave behind goes with the test's folder

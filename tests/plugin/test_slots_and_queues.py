@@ -46,6 +46,14 @@ def test_a_partition_is_given_up_though_its_connection_is_dead() -> None:
     assert not {"t-003", "t-004"} & set(app.amqp.queues.consume_from)
 
 
+def test_a_partition_taken_while_the_connection_dies_is_consumed_on_the_next_one() -> None:
+    app, consumption, consumer = _connected()
+    consumer.add_task_queue = _broken
+    consumption.add(3)
+    consumption.add(4)
+    assert {"t-003", "t-004"} <= set(app.amqp.queues.consume_from)
+
+
 def _connected() -> tuple[Celery, Consumption, SimpleNamespace]:
     app = Celery("queues", broker="memory://")
     consumption = Consumption(app, PartitionQueues("t-", TokenMap(100, 8, "md5")))

@@ -1,0 +1,86 @@
+"""A worker that lives but cannot consume gives its partitions up, and takes part again when it can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+
+from e2e.history import overlaps
+from e2e.site import TIMEOUT, Site
+from e2e.waiting import until
+from faults.proxy import PASS, Exchange, Mode, Proxy
+
+
+@pytest.fixture
+def way(site: Site) -> Iterator[Proxy]:
+    """One worker's way to the broker."""
+    exchange = Exchange()
+    proxy = Proxy(exchange, urlsplit(site.broker_url).port or 0)
+    yield proxy
+    proxy.close()
+    exchange.close()
+
+
+def through(site: Site, way: Proxy) -> str:
+    url = urlsplit(site.broker_url)
+    return url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{way.port}").geturl()
+
+
+@pytest.mark.parametrize("how", ["refuse", "stall"])
+def test_a_worker_cut_off_from_the_broker_gives_its_partitions_up(site: Site, way: Proxy, how: str) -> None:
+    site.worker("w1")
+    cut = site.worker("w2", broker=through(site, way))
+    site.until_shared("w1", "w2")
+    running = site.call("slow_first", site.key_of(cut.hostname(), "running"), 0, TIMEOUT + 6)
+    site.until_begun(running.id)
+    keys = [site.key_of(cut.hostname(), "waiting", n) for n in range(8)]
+    way.set(Mode(how))
+    site.until_shared("w1")
+    assert site.results([site.call("step", key, n) for n, key in enumerate(keys)]) == [*range(8)]
+    assert {run.host for run in site.history.runs() if run.key in keys} == {site.node("w1")}
+    # A client of Redis that gets no answer waits for it, and the event loop with it: such a worker is evicted.
+    hung = "has not turned" in cut.logs()
+    assert ("has had no connection to the broker" in cut.logs()) is not hung
+    assert not hung or (site.is_redis and how == "stall")
+    until(lambda: site.history.runs(running.id)[0].how == "returned", "what ran meanwhile ends")
+    way.set(PASS)
+    site.until_shared("w1", "w2")
+    assert running.get(timeout=60) == 0
+    assert site.results([site.call("step", key, n) for n, key in enumerate(keys)]) == [*range(8)]
+    site.assert_brokers_are_empty()
+    runs = site.history.runs(running.id)
+    assert [run.attempt for run in runs] == ([1, 2] if hung else [1])
+    assert hung or not overlaps(site.history.runs())
+
+
+def test_a_worker_whose_event_loop_hangs_is_replaced_and_comes_back(site: Site) -> None:
+    site.worker("w1")
+    hung = site.worker("w2")
+    site.until_shared("w1", "w2")
+    keys = [site.key_of(hung.hostname(), "waiting", n) for n in range(8)]
+    site.app.control.broadcast("hang", arguments={"sec": 3 * TIMEOUT + 4}, destination=[hung.hostname()])
+    results = [site.call("step", key, n) for n, key in enumerate(keys)]
+    site.until_shared("w1")
+    assert site.results(results) == [*range(8)]
+    site.until_shared("w1", "w2")
+    assert "has not turned" in hung.logs() and "turns again" in hung.logs()
+    assert site.results([site.call("step", key, n) for n, key in enumerate(keys)]) == [*range(8)]
+    site.assert_brokers_are_empty()
+    assert not overlaps(site.history.runs())
+
+
+def test_an_outage_of_the_whole_broker_moves_nothing(site: Site, way: Proxy) -> None:
+    for name in ("w1", "w2"):
+        site.worker(name, broker=through(site, way))
+    site.until_shared("w1", "w2")
+    before = site.owners()
+    way.set(Mode("refuse"))
+    until(lambda: {node["state"] for node in site.rows("SELECT state FROM sync_node")} == {"draining"}, "all drain")
+    assert site.owners() == before
+    way.set(PASS)
+    results = [site.call("step", f"key{n}", n) for n in range(40)]
+    assert site.results(results) == [*range(40)]
+    site.until_shared("w1", "w2")
+    until(lambda: {node["state"] for node in site.rows("SELECT state FROM sync_node")} == {"live"}, "all are live")

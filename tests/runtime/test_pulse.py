@@ -1,0 +1,59 @@
+"""A worker that lives but cannot work is told from one that can."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobsync_celery.runtime.pulse import Pulse
+
+LIMIT = 15.0
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_before_the_first_connection_nothing_is_wrong(clock: Clock) -> None:
+    pulse = Pulse(clock=clock)
+    clock.now += 1000
+    assert not pulse.cut_off(LIMIT) and not pulse.hangs(LIMIT)
+
+
+def test_a_worker_is_cut_off_once_it_has_been_for_the_limit(clock: Clock) -> None:
+    pulse = Pulse(clock=clock)
+    pulse.connected()
+    pulse.disconnected()
+    clock.now += LIMIT
+    assert not pulse.cut_off(LIMIT)
+    clock.now += 0.1
+    assert pulse.cut_off(LIMIT)
+    pulse.connected()
+    assert not pulse.cut_off(LIMIT)
+
+
+def test_a_loop_that_stands_still_hangs_unless_there_is_no_connection_to_wait_for(clock: Clock) -> None:
+    pulse = Pulse(clock=clock)
+    pulse.connected()
+    clock.now += LIMIT + 1
+    pulse.turned()
+    clock.now += LIMIT + 1
+    assert not pulse.hangs(LIMIT)
+    clock.now += 2
+    assert pulse.hangs(LIMIT)
+    pulse.disconnected()
+    assert not pulse.hangs(LIMIT)
+
+
+def test_a_loop_that_runs_bodies_itself_may_stand_still(clock: Clock) -> None:
+    pulse = Pulse(turns=False, clock=clock)
+    pulse.connected()
+    clock.now += 100 * LIMIT
+    assert not pulse.hangs(LIMIT)
