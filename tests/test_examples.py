@@ -93,3 +93,19 @@ def test_the_minimal_app_runs_as_its_comment_says(database_url: str, redis_url: 
         done = subprocess.run(status.split(), cwd=tmp_path, env=settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("stable; leader one@")
+
+
+@pytest.mark.parametrize(
+    "example", ["fenced_sql.py", "fenced_http.py", pytest.param("fenced_redis.py", marks=pytest.mark.redis)]
+)
+def test_a_fenced_resource_refuses_the_write_of_an_older_run(example: str, request: pytest.FixtureRequest) -> None:
+    settings = environment()
+    if example == "fenced_redis.py":
+        settings["REDIS_URL"] = request.getfixturevalue("redis_url")
+    done = subprocess.run(
+        [sys.executable, example], cwd=EXAMPLES, env=settings, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    refused, kept = done.stdout.splitlines()
+    assert refused.startswith("refused: ") and "a newer run than 7 has written" in refused
+    assert "200" in kept and "8" in kept and "120" not in kept

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from cluster import Cluster, ending, wanted
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from jobsync_celery.errors import Fenced, StoreError
+from jobsync_celery.errors import Fenced
 from jobsync_celery.store.guard import Guard
 from jobsync_celery.store.outcomes import Busy, Granted
 
@@ -158,32 +157,3 @@ def test_an_end_waits_for_nobody_who_guards_another_key(cluster: Cluster, engine
     with engine.begin() as connection:
         guard.hold(connection, RUN, fence)
         assert cluster.end(ending(wanted("u", "l"), other)) == {wanted("u", "l").run}
-
-
-@pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_a_stricter_session_commits_while_ours_and_fails_after_an_eviction_it_cannot_see(
-    cluster: Cluster, engine: Engine, guard: Guard, isolation: str
-) -> None:
-    incarnation, fence = claimed(cluster)
-    strict = engine.execution_options(isolation_level=isolation)
-    with strict.begin() as connection:
-        guard.hold(connection, RUN, fence)
-        connection.execute(text("INSERT INTO effect VALUES (1)"))
-    with strict.connect() as connection:
-        connection.execute(text("INSERT INTO effect VALUES (2)"))  # takes the snapshot
-        evict(cluster, incarnation)
-        with pytest.raises(DBAPIError) as caught:
-            guard.hold(connection, RUN, fence)
-    assert getattr(caught.value.orig, "pgcode", None) == "40001"  # to be tried again
-    with pytest.raises(Fenced), strict.begin() as connection:
-        guard.hold(connection, RUN, fence)
-    assert effects(engine) == 1
-
-
-def test_a_session_of_another_database_is_told_so(cluster: Cluster, engine: Engine, guard: Guard) -> None:
-    _, fence = claimed(cluster)
-    elsewhere = create_engine(make_url(str(engine.url.render_as_string(False))).set(database="postgres"))
-    for check in (guard.hold, guard.complete):
-        with pytest.raises(StoreError, match="CoordinationConfig"), elsewhere.begin() as connection:
-            check(connection, RUN, fence)
-    elsewhere.dispose()
