@@ -12,7 +12,7 @@
      cst cinc cf           rows of sync_claim (store/claims.py); glk: locked under guard (store/guard.py)
      pinc hb ht            a worker's own incarnation and its heartbeat under way (runtime/membership.py)
      sinc sdl              incarnation and deadline in shared memory (runtime/lease.py)
-     jst jm ji jf jz       a pool slot: state, message, incarnation of its pass, fence, epoch out of date (plugin/start_check.py)
+     jst jm ji jf jz       a pool slot: state, message, incarnation of its pass, fence, epoch out of date (plugin/pool_child.py)
      ost ov och            the observer that may declare dead (core/lease.py, runtime/leadership.py)
 
    Without BROKER every message can be delivered to any process at any time, any number of times: duplicates and
@@ -77,7 +77,7 @@
 byte iseq, fence, pv, cr;
 byte rinc[NN], rl[NN]; bit rdead[NN], rgone[NN];                /* incarnation, what is left of the lease, dead, gone */
 byte owner, target;                                             /* owner: 0 is free; target: a name */
-byte cst[M], cinc[M], cf[M]; bit glk[M], was[M];                /* was: recorded done at some time */
+byte cst[M], cinc[M], cf[M], top[K]; bit glk[M], was[M];        /* was: recorded done at some time; top: the key's largest fence */
 bit up[N], hb[N]; byte pinc[N], sinc[N], sdl[N], ht[N];         /* ht: what of the lease the answer will find */
 byte jst[N*J], jm[N*J], ji[N*J], jf[N*J];
 byte cl; bit jz[N*J], jw[N*J];                                  /* jw: seen unaccepted (EPOCHLATE) */
@@ -140,11 +140,11 @@ hidden byte k, s2, oth, e;
 #endif
 
 inline overlap(){ for(k:0 .. (N*J-1)){ for(s2:0 .. (N*J-1)){
-  assert(!(k<s2 && LB(k) && LB(s2) && KEY(jm[k])==KEY(jm[s2]))) } }; k=0; s2=0 }
-inline s4(){ for(k:0 .. (N-1)){ LIT(!(sinc[k]!=0 && sdl[k]>0 && !ALIVE(sinc[k]))) }; k=0 }
+  assert(!(k<s2 && LB(k) && LB(s2) && KEY(jm[k])==KEY(jm[s2]))) } }; k=0; s2=0 }  /* S2: no two at once */
+inline s4(){ for(k:0 .. (N-1)){ LIT(!(sinc[k]!=0 && sdl[k]>0 && !ALIVE(sinc[k]))) }; k=0 }  /* S4 */
 #ifdef BROKER
 inline nolost(){ for(k:0 .. (M-1)){ oth=0; for(s2:0 .. (N-1)){ oth=oth|HV(s2,k) };
-  assert(inq[k] || oth || cst[k]==DONE) }; k=0; s2=0; oth=0 }
+  assert(inq[k] || oth || cst[k]==DONE) }; k=0; s2=0; oth=0 }  /* S6: nothing lost */
 #endif
 inline evict(v){ /* one transaction: dead, partitions freed, claims lost (SKIP LOCKED), plan */
   e=rinc[v]; rdead[v]=1; rl[v]=0; rgone[v]=0;
@@ -159,7 +159,9 @@ inline grant(i,m){
 #else
   fence++; cst[m]=RUN; cinc[m]=pinc[i]; cf[m]=fence;
 #endif
-  LIT(owner==pinc[i] && ALIVE(pinc[i]));                        /* granted by the owner, alive */
+  LIT(owner==pinc[i] && ALIVE(pinc[i]));                        /* S2: granted by the owner, alive */
+  LIT(cf[m]>top[KEY(m)]); top[KEY(m)]=cf[m];                     /* S7 */
+  for(k:0 .. (M-1)){ LIT(!(k!=m && KEY(k)==KEY(m) && cst[k]==RUN)) }; k=0;  /* S1 */
   s2=i*J; if :: jst[s2]!=0 -> s2++ :: else fi;
   jst[s2]=G; jm[s2]=m; ji[s2]=pinc[i]; jf[s2]=cf[m]; s2=0 }
 #ifdef NOUNIQ
@@ -188,7 +190,10 @@ inline outcome(i,m){ others(m);
   :: else -> skip                                                                      /* hold */
   fi; oth=0 }
 /* what holds whenever a body starts: its claim runs under its fence, its node is alive, the run was never done */
-#define ONSTART(s) LIT(cst[jm[s]]==RUN && cf[jm[s]]==jf[s] && ALIVE(ji[s])); assert(!was[jm[s]]); overlap()
+inline onstart(s){
+  LIT(cst[jm[s]]==RUN && cf[jm[s]]==jf[s] && ALIVE(ji[s]));     /* S2: its claim stands, its node is not dead */
+  assert(!was[jm[s]]);                                          /* S6: never again after it was done */
+  overlap() }
 #define OWNEND(s) (cf[jm[s]]==jf[s] && (cst[jm[s]]==RUN || cst[jm[s]]==LOST))
 #define SETDONE(s) cst[jm[s]]=DONE; was[jm[s]]=1; cinc[jm[s]]=0; cf[jm[s]]=0
 
@@ -211,20 +216,20 @@ proctype Slot(byte i; byte s){
   do
 #ifdef TORN   /* the child reads the incarnation, then the deadline */
   :: d_step{ jst[s]==G && sinc[i]==ji[s] -> jst[s]=T }
-  :: d_step{ jst[s]==T && sdl[i]>0 -> jst[s]=X; ONSTART(s) }
+  :: d_step{ jst[s]==T && sdl[i]>0 -> jst[s]=X; onstart(s) }
 #else
 #ifdef STEPS  /* the child reads the deadline, then the incarnation, then compares that deadline with the clock */
   :: d_step{ jst[s]==G && sdl[i]>0 -> jst[s]=T; jd[s]=sdl[i] }
-  :: d_step{ jst[s]==T -> if :: sinc[i]==ji[s] && jd[s]>0 -> jst[s]=X; jd[s]=0; ONSTART(s) :: else -> jst[s]=G; jd[s]=0 fi }
+  :: d_step{ jst[s]==T -> if :: sinc[i]==ji[s] && jd[s]>0 -> jst[s]=X; jd[s]=0; onstart(s) :: else -> jst[s]=G; jd[s]=0 fi }
 #else
 #if CL>0
   :: d_step{ jst[s]==G -> jst[s]=P }                            /* the child accepts, then looks at the lease */
-  :: d_step{ (jst[s]==P || jst[s]==W || jst[s]==V) && EPOK(s) && INCOK(i,s) && DLOK(i) -> jst[s]=X; ONSTART(s) }
+  :: d_step{ (jst[s]==P || jst[s]==W || jst[s]==V) && EPOK(s) && INCOK(i,s) && DLOK(i) -> jst[s]=X; onstart(s) }
   :: d_step{ up[i] && jst[s]==W ->                              /* the end of a forgotten job is recorded */
        if :: cst[jm[s]]==RUN && cf[jm[s]]==jf[s] -> cst[jm[s]]=LOST; cinc[jm[s]]=0 :: else fi; jst[s]=V }
   :: d_step{ jst[s]==V -> CLR(s) }                              /* the child has refused it, or never had it */
 #else
-  :: d_step{ jst[s]==G && INCOK(i,s) && DLOK(i) -> jst[s]=X; ONSTART(s) }
+  :: d_step{ jst[s]==G && INCOK(i,s) && DLOK(i) -> jst[s]=X; onstart(s) }
 #endif
 #endif
 #endif
@@ -241,28 +246,28 @@ proctype Slot(byte i; byte s){
 #else
   :: d_step{ jst[s]==X && cst[jm[s]]==RUN && cf[jm[s]]==jf[s] && !glk[jm[s]] -> jst[s]=XG; glk[jm[s]]=1 }
 #endif
-  :: d_step{ jst[s]==XG -> assert(cst[jm[s]]==RUN && cf[jm[s]]==jf[s]); glk[jm[s]]=0; jst[s]=X    /* none lost commits */
+  :: d_step{ jst[s]==XG -> assert(cst[jm[s]]==RUN && cf[jm[s]]==jf[s]); glk[jm[s]]=0; jst[s]=X    /* S5: none lost commits */
 #ifdef EXACT
-       ; assert(eff[jm[s]]==0 || eff[jm[s]]==jf[s]); eff[jm[s]]=jf[s]   /* effects of one attempt only */
+       ; assert(eff[jm[s]]==0 || eff[jm[s]]==jf[s]); eff[jm[s]]=jf[s]   /* not promised: effects of one attempt only */
 #endif
      }
   :: d_step{ jst[s]==XG -> glk[jm[s]]=0; jst[s]=X }
   /* body over; end recorded: own fence and running, or late: own fence and lost; then acknowledged */
 #ifdef ACKEARLY
-  :: d_step{ up[i] && jst[s]==X -> jst[s]=Z; LIT(cst[jm[s]]==DONE); DROP(i,jm[s]) }
+  :: d_step{ up[i] && jst[s]==X -> jst[s]=Z; LIT(cst[jm[s]]==DONE); DROP(i,jm[s]) }  /* S6 */
   :: d_step{ up[i] && jst[s]==Z -> if :: OWNEND(s) -> SETDONE(s) :: else fi; CLR(s) }
 #else
   :: d_step{ up[i] && jst[s]==X ->
        if
 #ifdef LATE
-       :: cst[jm[s]]!=NO -> LIT(OWNEND(s)); SETDONE(s); jst[s]=A
+       :: cst[jm[s]]!=NO -> /* S5: nobody took over */ LIT(OWNEND(s)); SETDONE(s); jst[s]=A
 #else
        :: OWNEND(s) -> SETDONE(s); jst[s]=A
 #endif
        :: else -> jst[s]=R fi;
 #ifdef BROKER
      }
-  :: d_step{ up[i] && jst[s]==A -> assert(cst[jm[s]]==DONE); DROP(i,jm[s]);
+  :: d_step{ up[i] && jst[s]==A -> assert(cst[jm[s]]==DONE); DROP(i,jm[s]);  /* S6 */
 #endif
        CLR(s) }
 #endif
@@ -297,10 +302,10 @@ proctype Node(byte i){
      }
 #ifdef TAKENOW
   :: d_step{ up[i] && pinc[i]!=0 && target==NM(i) && owner!=pinc[i] && ALIVE(pinc[i]) ->
-       LIT(owner==0); owner=pinc[i] }                           /* only what is free is taken */
+       LIT(owner==0); owner=pinc[i] }                           /* S3: only what is free is taken */
 #else
 #ifdef TAKENOCHK
-  :: d_step{ up[i] && pinc[i]!=0 && target==NM(i) && owner==0 -> LIT(ALIVE(pinc[i])); owner=pinc[i] }
+  :: d_step{ up[i] && pinc[i]!=0 && target==NM(i) && owner==0 -> LIT(ALIVE(pinc[i])); owner=pinc[i] }  /* S3 */
 #else
   :: d_step{ up[i] && pinc[i]!=0 && target==NM(i) && owner==0 && ALIVE(pinc[i]) -> owner=pinc[i] }
 #endif
@@ -311,7 +316,7 @@ proctype Node(byte i){
   :: d_step{ up[i] && cl>0 && (jw[i*J] || jw[i*J+J-1]) -> for(k:(i*J) .. (i*J+J-1)){
        if :: jst[k]==G || jst[k]==P -> jz[k]=1 :: else fi;
        if :: jw[k] && (jst[k]==G || jst[k]==P) -> jst[k]=W
-          :: jw[k] && jst[k]!=G && jst[k]!=P && cst[jm[k]]==RUN && cf[jm[k]]==jf[k] -> cst[jm[k]]=LOST; cinc[jm[k]]=0
+          :: jw[k] && jst[k]!=G && jst[k]!=P && cst[jm[k]]==RUN && cf[jm[k]]==jf[k] && !glk[jm[k]] -> cst[jm[k]]=LOST; cinc[jm[k]]=0
           :: else fi; jw[k]=0 }; k=0 }
 #else
   :: d_step{ up[i] && cl<CL && pinc[i]!=0 -> cl++;
