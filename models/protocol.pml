@@ -5,16 +5,14 @@
    is one atomic step: one database transaction, or one local action. Time passes between any two steps, so a pause of
    any length, at any step, of any party, is included. Time is relative (what is left of each lease), so it is not
    bounded. Bounded are incarnations MAXI, claims MAXF, plans PV, crashes CR and lost broker connections CL.
-
    What stands for what:
      rinc rl rdead rgone   a row of sync_node (store/nodes.py); rgone: its process provably gone (runtime/presence.py)
      owner target          the row of sync_partition (store/partitions.py); owners are incarnations
      cst cinc cf           rows of sync_claim (store/claims.py); glk: locked under guard (store/guard.py)
      pinc hb ht            a worker's own incarnation and its heartbeat under way (runtime/membership.py)
      sinc sdl              incarnation and deadline in shared memory (runtime/lease.py)
-     jst jm ji jf jz       a pool slot: state, message, incarnation of its pass, fence, epoch out of date (plugin/pool_child.py)
+     jst jm ji jf jz       a slot: state, message, pass's incarnation, fence, epoch out of date (plugin/pool_child.py)
      ost ov och            the observer that may declare dead (core/lease.py, runtime/leadership.py)
-
    Without BROKER every message can be delivered to any process at any time, any number of times: duplicates and
    redeliveries. With BROKER copies are counted, so that a loss can be seen. README.md lists options and mutants. */
 #ifndef N
@@ -347,7 +345,6 @@ proctype Node(byte i){
   :: d_step{ !up[i] && iseq<MAXI -> up[i]=1 }
 #endif
   od }
-
 inline dec(x){ if :: x>0 -> x-- :: else fi }
 proctype World(){ /* time; plans (any name, stale ones too); the observer; the settling pass */
   do
@@ -391,7 +388,6 @@ proctype World(){ /* time; plans (any name, stale ones too); the observer; the s
   :: d_step{ cst[1]==RUN && !ALIVE(cinc[1]) && !glk[1] -> cst[1]=LOST; cinc[1]=0 }
 #endif
   od }
-
 init{ atomic{ byte i; byte m;
   for(i:0 .. (NN-1)){ iseq++; rinc[i]=iseq; rl[i]=TTL; pinc[i]=iseq; sinc[i]=iseq; sdl[i]=TTL };
   for(i:0 .. (N-1)){ up[i]=1 };

@@ -120,7 +120,8 @@ class Watch:
         return seen.since + seen.timeout * (1 + self.drift)
 
     def _broken_at(self, now: float) -> bool:
-        return self._last is None or now - self._last.received_at > gap_limit(self.interval, self.timeout)
+        # From before it was sent: an answer that came late says nothing of the time since.
+        return self._last is None or now - self._last.sent_at > gap_limit(self.interval, self.timeout)
 
     def _lateness(self, previous: _Answer | None, answer: _Answer) -> float | None:
         """Return by how much ages may be too large, in seconds; None if the clocks did not keep step."""

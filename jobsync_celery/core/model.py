@@ -62,6 +62,11 @@ class Plan:
     moves: tuple[Move, ...]
 
 
+def short(incarnation: int) -> str:
+    """An incarnation for people: the database's timeline, and the number on it."""
+    return f"{incarnation >> 40}/{incarnation & (1 << 40) - 1}"
+
+
 class Run(NamedTuple):
     """The identity of one execution of a task: redeliveries share it, retries and new publishes do not."""
 

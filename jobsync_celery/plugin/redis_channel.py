@@ -1,10 +1,9 @@
 """A Redis channel that cannot lose a message to SIGKILL: popping and recording it are one step on the server.
 
-kombu pops with BRPOP and records the message in `unacked` one round trip later; a worker killed in between
-loses it. Here one script does both, for as many messages as there is prefetch credit. It never blocks: when
-all queues are empty, it reads every key, so that the server (CLIENT TRACKING) reports the next push to any.
-To kombu's poller such a wait looks like a BRPOP in flight: `_in_poll` is set, its end makes the socket readable.
-What is stored has kombu's format, so ordinary workers can share the server.
+kombu pops with BRPOP and records the message in `unacked` one round trip later; a worker killed in between loses it.
+Here one script does both, for as many messages as there is prefetch credit. It never blocks: when all queues are empty
+it reads every key, so that the server (CLIENT TRACKING) reports the next push to any. To kombu's poller that looks like
+a BRPOP in flight: `_in_poll` is set. What is stored has kombu's format, so ordinary workers can share the server.
 """
 
 from __future__ import annotations
@@ -26,89 +25,16 @@ from kombu.transport import virtual
 from kombu.utils import json as kombu_json
 from kombu.utils.scheduling import priority_cycle
 
+from jobsync_celery.plugin.redis_scripts import PUT_BACK, TAKE
+
 stock: Any = kombu_redis  #: kombu is untyped
 loads: Any = kombu_json.loads
 local_qos: Any = virtual.QoS  #: knows what this process has in hand, and not the server
 logger = logging.getLogger(__name__)
 
-BATCH = 64  #: most messages taken in one round trip when prefetch is unlimited
+BATCH = 64  #: most messages taken in one round trip
 IDLE_POLL = 0.05  #: seconds between looks at empty queues on a server without CLIENT TRACKING
 SET_ASIDE = "unacked_undecodable"  #: list that keeps messages without a readable delivery tag
-
-# KEYS: every queue at the first priority, then every queue at the next. ARGV: limit, queues, fair, now, unacked,
-# unacked_index, set aside, per queue 1 = record. Answer, in turn: key number (negative: set aside), tag, message.
-TAKE = r"""
-local limit, width, fair, now = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
-local found, count, refused = {}, 0, nil
-local function described(raw)
-    local text, json = raw, cjson.encode
-    if raw:sub(1, 10) == '{"body": "' then  -- the body may be large, and is not needed
-        local stop = raw:find('"', 11, true)
-        if stop and raw:byte(stop - 1) ~= 92 then text = '{"body":"' .. raw:sub(stop) end
-    end
-    local ok, message = pcall(cjson.decode, text)
-    if not ok then  -- half a surrogate pair, which Python writes and cjson refuses
-        message = cjson.decode((text:gsub('\\u[dD][89a-fA-F]%x%x', '\\u0020')))
-    end
-    local tag, info = message.properties.delivery_tag, message.properties.delivery_info
-    if type(tag) ~= 'string' and type(tag) ~= 'number' then error('no delivery tag') end
-    return {tostring(tag), '[' .. raw .. ', ' .. json(info.exchange) .. ', ' .. json(info.routing_key) .. ']'}
-end
-local function take(at)
-    local raw, queue, tag = redis.call('RPOP', KEYS[at]), (at - 1) % width + 1, ''
-    if not raw then return false end
-    if ARGV[8]:sub(queue, queue) == '1' then
-        local ok, entry = pcall(described, raw)
-        if ok then
-            tag = entry[1]
-            local score, reply = string.format('%.17g', now + count * 1e-6), redis.pcall('HSET', ARGV[5], tag, entry[2])
-            if type(reply) == 'number' then reply = redis.pcall('ZADD', ARGV[6], score, tag) end
-            if type(reply) ~= 'number' then  -- may not record it: then it is not taken either
-                redis.call('RPUSH', KEYS[at], raw); redis.pcall('HDEL', ARGV[5], tag)
-                limit, refused = 0, reply
-                return false
-            end
-        else
-            redis.call('LPUSH', ARGV[7], raw)
-            at = -at
-        end
-    end
-    count = count + 1
-    found[#found + 1], found[#found + 2], found[#found + 3] = at, tag, raw
-    return true
-end
-for first = 1, #KEYS, width do
-    repeat
-        local busy = false
-        for at = first, first + width - 1 do
-            while count < limit and take(at) do
-                busy = fair
-                if fair then break end
-            end
-        end
-    until not busy or count >= limit
-end
-if count > 0 then return found end
-for at = 1, #KEYS, 4000 do redis.call('EXISTS', unpack(KEYS, at, math.min(at + 3999, #KEYS))) end
-return refused or found
-"""
-
-# ARGV: unacked, unacked_index, then for each message, newest first: tag, score, message, number of keys, keys.
-# Without a tag it was never recorded. A score tells an entry from a later delivery under the same tag.
-PUT_BACK = """
-local at, moved = 3, 0
-while at <= #ARGV do
-    local tag, score, last = ARGV[at], ARGV[at + 1], at + 3 + tonumber(ARGV[at + 3])
-    local same = score == '' or tonumber(redis.call('ZSCORE', ARGV[2], tag) or 0) == tonumber(score)
-    if tag == '' or same and redis.call('HDEL', ARGV[1], tag) == 1 then
-        redis.call('ZREM', ARGV[2], tag)
-        for key = at + 4, last do redis.call('RPUSH', ARGV[key], ARGV[at + 2]) end
-        moved = moved + 1
-    end
-    at = last + 1
-end
-return moved
-"""
 
 
 class Taken(NamedTuple):
@@ -130,6 +56,10 @@ class SafeQoS(stock.QoS):
             local_qos.append(self, message, delivery_tag)
         else:
             super().append(message, delivery_tag)
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """Give everything in hand back in the order it was fetched; kombu turns that round."""
+        give_back(self.channel, list(self._delivered))
 
 
 class SafePoller(stock.MultiChannelPoller):

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from jobsync_celery.core.model import short
+
 logger = logging.getLogger("jobsync_celery")
 
 Listener = Callable[[str, dict[str, Any]], None]
@@ -71,7 +73,8 @@ class Events:
     def __call__(self, fact: str, **fields: Any) -> None:
         """Emit one fact of :data:`FACTS`."""
         level, line = FACTS[fact]
-        logger.log(level, "jobsync: %s", line.format(**fields), extra={"jobsync_event": fact})
+        shown = {name: short(value) if name == "incarnation" and value else value for name, value in fields.items()}
+        logger.log(level, "jobsync: %s", line.format(**shown), extra={"jobsync_event": fact})
         for listener in self._listeners:
             try:
                 listener(fact, fields)

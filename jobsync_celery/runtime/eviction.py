@@ -6,13 +6,15 @@ from jobsync_celery.store.database import Connection
 from jobsync_celery.store.store import Store
 
 
-def evict(tx: Connection, store: Store, name: str, incarnation: int, renewals: int | None) -> bool:
+def evict(
+    tx: Connection, store: Store, name: str, incarnation: int, renewals: int | None, timeline: int | None
+) -> bool:
     """Declare a node dead, free its partitions and mark its running claims lost.
 
-    ``renewals`` is the count its observer saw; None if the process is provably gone. False, and nothing changed,
-    if it renewed meanwhile or was dead already.
+    ``renewals`` is the count its observer saw, on the database's ``timeline``; None if the process is provably gone.
+    False, and nothing changed, if it renewed meanwhile or was dead already, or the database failed over.
     """
-    if not store.nodes.declare_dead(tx, name, incarnation, renewals):
+    if not store.nodes.declare_dead(tx, name, incarnation, renewals, timeline):
         return False
     settle(tx, store)
     store.claims.lose(tx, incarnation)

@@ -115,6 +115,7 @@ class Leadership:
         self._incarnation = incarnation
         self._watch = Watch(incarnation or 0, self._interval, self._timeout)
         self._members: dict[int, Member] = {}
+        self._timeline: int | None = None
         self._planned: frozenset[tuple[int, bool, float]] | None = None
         self._plan_at: float | None = None
         self._reason = "initial"
@@ -143,6 +144,7 @@ class Leadership:
         """Take in the answer to a heartbeat."""
         before = set(self._members)
         self._members = {member.incarnation: member for member in answer.members}
+        self._timeline = answer.timeline
         if not answer.members:
             self._plan_at = None
             return
@@ -181,7 +183,7 @@ class Leadership:
         with self._link.transaction() as tx:
             self._store.leaders.lock(tx)
             for name, incarnation, renewals in suspects:
-                if evict(tx, self._store, name, incarnation, renewals):
+                if evict(tx, self._store, name, incarnation, renewals, self._timeline):
                     evicted.append((name, incarnation))
             if evicted:
                 self._await_return([name for name, _ in evicted], now)

@@ -12,7 +12,7 @@ from jobsync_celery.runtime.events import Events
 from jobsync_celery.runtime.eviction import evict
 from jobsync_celery.runtime.lease import Lease
 from jobsync_celery.store.database import Link
-from jobsync_celery.store.nodes import Identity, Incumbent, Renewal
+from jobsync_celery.store.nodes import Generation, Identity, Incumbent, Renewal
 from jobsync_celery.store.store import Store
 
 
@@ -29,6 +29,7 @@ class _Wait:
     """Waiting for the lease of another process of the same name: its counter, and since when it stands still."""
 
     incumbent: Incumbent
+    timeline: int
     since: float
     refused: bool = False
 
@@ -63,7 +64,8 @@ class Membership:
         self._wait: _Wait | None = None
         #: The database's timeline as of the last heartbeat.
         self.timeline: int | None = None
-        self._not_before = 0.0
+        #: The last failover seen: the timeline it led to, and when that was first seen.
+        self._failover: tuple[int, float] | None = None
         self.incarnation: int | None = None
         self.draining = False
         self.next_due = 0.0
@@ -119,12 +121,11 @@ class Membership:
             self._store.notify(tx, "freed")
         self._events("node_left", name=self.name)
 
-    def lose(self, reason: str, *, pause: float = 0.0) -> None:
-        """Stop trusting this incarnation; register again as a new one, after ``pause`` seconds."""
+    def lose(self, reason: str) -> None:
+        """Stop trusting this incarnation; register again as a new one."""
         self._lease.close()
         self.incarnation = None
-        self._not_before = self._clock() + pause
-        self.next_due = self._not_before
+        self.next_due = self._clock()
         self._events("lease_lost", name=self.name, reason=reason)
 
     def _renew(self) -> Renewal | None:
@@ -136,8 +137,8 @@ class Membership:
             self.lose("it was declared dead, or its row was removed")
             return None
         if self.timeline is not None and answer.timeline != self.timeline:
-            self.timeline = answer.timeline
-            self.lose("the database failed over", pause=self.identity.lease_sec)
+            self._failover = (answer.timeline, self._clock())
+            self.lose("the database failed over")
             return None
         self.timeline = answer.timeline
         lease = self.identity.lease_sec
@@ -145,39 +146,58 @@ class Membership:
         return answer
 
     def _register(self, now: float) -> bool:
-        if now < self._not_before:
-            self.next_due = self._not_before
+        generation = self._store.nodes.generation(self._link)
+        if not self._outlived(generation):
             return False
+        timeline = generation.current
         incumbent = self._store.nodes.find(self._link, self.name)
         evictable = incumbent is not None and not incumbent.gone
-        if incumbent is not None and evictable and not self._may_evict(incumbent):
+        if incumbent is not None and evictable and not self._may_evict(incumbent, timeline):
             return False
         with self._link.transaction() as tx:
             if incumbent is not None and evictable:
                 proven = self._hold.proves_gone(incumbent.presence)
                 self._store.leaders.lock(tx)
-                evict(tx, self._store, self.name, incumbent.incarnation, None if proven else incumbent.renewals)
-            incarnation = self._store.nodes.register(tx, self.identity)
+                renewals = None if proven else incumbent.renewals
+                evict(tx, self._store, self.name, incumbent.incarnation, renewals, timeline)
+            incarnation = self._store.nodes.register(tx, self.identity, timeline)
             self._store.notify(tx, "members")
         self.incarnation = incarnation
         if incarnation is None:
             return False
         self._wait = None
+        self.timeline = timeline
         self.draining = False
         self._events("node_registered", name=self.name, incarnation=incarnation)
         return True
 
-    def _may_evict(self, incumbent: Incumbent) -> bool:
+    def _outlived(self, generation: Generation) -> bool:
+        """Whether every lease from before the last failover has ended.
+
+        The new primary may have lost renewals, claims and whole registrations, so nobody registers before a lease is
+        over since the failover was first seen here; whoever does first records it, and nobody else waits.
+        """
+        if generation.outlived:
+            return True
+        now = self._clock()
+        if self._failover is None or self._failover[0] != generation.current:
+            self._failover = (generation.current, now)
+        over = self._failover[1] + self.identity.lease_sec * (1 + DRIFT)
+        if now < over:
+            self.next_due = min(over, now + self._interval)
+        return now >= over
+
+    def _may_evict(self, incumbent: Incumbent, timeline: int) -> bool:
         """Whether the row under our name may be taken: its process is gone for sure, or its lease has ended."""
         if self._hold.proves_gone(incumbent.presence):
             return True
         now = self._clock()
         seen = self._wait
-        if seen is None or seen.incumbent.incarnation != incumbent.incarnation:
-            self._wait = _Wait(incumbent, now)
+        if seen is None or (seen.incumbent.incarnation, seen.timeline) != (incumbent.incarnation, timeline):
+            self._wait = _Wait(incumbent, timeline, now)
             self._report("waiting_for_name", incumbent)
         elif seen.incumbent.renewals != incumbent.renewals:
-            self._wait = _Wait(incumbent, now, refused=True)
+            self._wait = _Wait(incumbent, timeline, now, refused=True)
             if not seen.refused:
                 self._report("name_taken", incumbent)
         elif now - seen.since > max(self.identity.lease_sec, incumbent.lease_sec) * (1 + DRIFT):

@@ -78,6 +78,19 @@ class Renewal:
         return bool(self.members)
 
 
+@dataclass(frozen=True)
+class Generation:
+    """The server's timeline, and the last one whose failover the cluster has ``recorded`` as outlived."""
+
+    recorded: int
+    current: int
+
+    @property
+    def outlived(self) -> bool:
+        """Whether every lease from before the last failover has ended."""
+        return self.recorded >= self.current
+
+
 class Nodes:
     """The rows of ``sync_node``."""
 
@@ -91,8 +104,11 @@ class Nodes:
         self._register = sql(
             "INSERT INTO {node} AS n (name, incarnation, kind, state, created_on, last_heartbeat, renewals, weight,"
             " lease_sec, hostname, presence, pid, version)"
-            " VALUES (:name, nextval('{incarnation_seq}'), :kind, 'live', clock_timestamp(), clock_timestamp(), 0,"
-            " :weight, :lease_sec, :hostname, :presence, :pid, :version)"
+            # Sequences may go back at a failover that loses commits: no number is given twice all the same.
+            " SELECT :name, (seen.timeline << 40) + nextval('{incarnation_seq}'), :kind, 'live', clock_timestamp(),"
+            " clock_timestamp(), 0, :weight, :lease_sec, :hostname, :presence, :pid, :version"
+            " FROM (SELECT {timeline}() AS timeline) AS seen"
+            " WHERE CAST(:timeline AS bigint) IS NULL OR seen.timeline = :timeline"
             " ON CONFLICT (name) DO UPDATE SET incarnation = excluded.incarnation, kind = excluded.kind,"
             " state = 'live', created_on = excluded.created_on, last_heartbeat = excluded.last_heartbeat,"
             " renewals = 0, weight = excluded.weight, lease_sec = excluded.lease_sec, hostname = excluded.hostname,"
@@ -100,6 +116,8 @@ class Nodes:
             " WHERE n.state NOT IN ('live', 'draining')"
             " RETURNING incarnation"
         )
+        self._generation = sql("SELECT timeline AS recorded, {timeline}() AS current FROM {cluster}")
+        self._outlive = sql("UPDATE {cluster} SET timeline = :timeline WHERE timeline < :timeline")
         self._renew = sql(
             "WITH mine AS (UPDATE {node} SET renewals = renewals + 1, last_heartbeat = clock_timestamp()"
             " WHERE name = :name AND incarnation = :incarnation AND state IN ('live', 'draining') RETURNING state),"
@@ -134,6 +152,7 @@ class Nodes:
         self._declare_dead = sql(
             "WITH victim AS (SELECT incarnation FROM {node} WHERE name = :name AND incarnation = :incarnation"
             " AND state IN ('live', 'draining') AND (CAST(:renewals AS bigint) IS NULL OR renewals = :renewals)"
+            " AND (CAST(:timeline AS bigint) IS NULL OR {timeline}() = :timeline)"
             " FOR UPDATE)"
             " UPDATE {node} n SET state = 'dead' FROM victim WHERE n.incarnation = victim.incarnation"
             " RETURNING n.incarnation"
@@ -154,9 +173,19 @@ class Nodes:
         rows = link.statement(self._find, {"name": name})
         return Incumbent(**rows[0]._mapping) if rows else None
 
-    def register(self, tx: Connection, identity: Identity) -> int | None:
-        """Insert the node as a new incarnation; None if a node that is not gone holds the name."""
-        row = tx.execute(self._register, vars(identity)).first()
+    def generation(self, link: Link) -> Generation:
+        """Which failovers the server knows of, and which of them the cluster has outlived."""
+        [row] = link.statement(self._generation)
+        return Generation(int(row.recorded), int(row.current))
+
+    def register(self, tx: Connection, identity: Identity, timeline: int | None = None) -> int | None:
+        """Insert the node as a new incarnation; None if a node that is not gone holds the name.
+
+        If ``timeline`` is given: None as well if the server is on another one, and recorded as outlived otherwise.
+        """
+        row = tx.execute(self._register, {**vars(identity), "timeline": timeline}).first()
+        if row is not None and timeline is not None:
+            tx.execute(self._outlive, {"timeline": timeline})
         return int(row.incarnation) if row else None
 
     def renew(self, link: Link, name: str, incarnation: int) -> Renewal | None:
@@ -183,12 +212,15 @@ class Nodes:
         """Mark a draining node as live again; false if it was not draining."""
         return bool(tx.execute(self._undrain, {"name": name, "incarnation": incarnation}).rowcount)
 
-    def declare_dead(self, tx: Connection, name: str, incarnation: int, renewals: int | None) -> bool:
+    def declare_dead(
+        self, tx: Connection, name: str, incarnation: int, renewals: int | None, timeline: int | None = None
+    ) -> bool:
         """Declare dead by compare-and-set; false if it renewed meanwhile or was gone already.
 
-        ``renewals`` None is for the one case that needs no lease to end: the process is provably gone.
+        ``renewals`` None is for the one case that needs no lease to end: the process is provably gone. On another
+        ``timeline`` than the one on which they were counted, renewals may be lost, so nobody is declared dead.
         """
-        params = {"name": name, "incarnation": incarnation, "renewals": renewals}
+        params = {"name": name, "incarnation": incarnation, "renewals": renewals, "timeline": timeline}
         return tx.execute(self._declare_dead, params).first() is not None
 
     def remove(self, tx: Connection, name: str, incarnation: int) -> None:

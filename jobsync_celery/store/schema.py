@@ -179,8 +179,8 @@ def _seed(database: Database, tx: Connection, shape: ClusterShape) -> None:
     ranges = [tokens.range(number) for number in range(shape.partitions)]
     tx.execute(
         database.sql(
-            "INSERT INTO {cluster} (cluster_id, kind, total_tokens, partitions, hash_function)"
-            " VALUES (:cluster_id, :kind, :total_tokens, :partitions, :hash_function)"
+            "INSERT INTO {cluster} (cluster_id, kind, total_tokens, partitions, hash_function, timeline)"
+            " VALUES (:cluster_id, :kind, :total_tokens, :partitions, :hash_function, {timeline}())"
         ),
         {"cluster_id": str(uuid.uuid4()), **asdict(shape)},
     )

@@ -126,6 +126,16 @@ def test_what_is_given_back_comes_first_and_in_order(redis_url, client, worker, 
     give_back(one.channel, [])
 
 
+def test_a_closed_channel_gives_everything_back_in_order(redis_url, client, worker) -> None:
+    publish(redis_url, "q", range(9))
+    one = worker("q", prefetch=6)
+    one.drain(6)
+    one.messages[2].ack()
+    one.channel.close()
+    assert not client.exists("unacked", "unacked_index")
+    assert worker("q").drain(8) == [0, 1, 3, 4, 5, 6, 7, 8]
+
+
 def test_the_global_key_prefix_is_used_throughout(redis_url, client, worker) -> None:
     options = {"global_keyprefix": "pre-"}
     publish(redis_url, "q", range(3), **options)

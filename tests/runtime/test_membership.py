@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from stage import Clock, Facts, FakeHold, Outage, counts, identity, join, rows, store_at, wanted
 
-from jobsync_celery.core.lease import margin_for, trusted_until
+from jobsync_celery.core.lease import DRIFT, margin_for, trusted_until
 from jobsync_celery.errors import StoreUnavailable
 from jobsync_celery.runtime.lease import Lease
 from jobsync_celery.runtime.membership import Membership
@@ -210,22 +210,98 @@ def test_a_registration_whose_answer_was_lost_is_made_again(stage: Stage, monkey
 # failover
 
 
+def fail_over(store: Store, timeline: int = 2) -> None:
+    rows(
+        store,
+        f"CREATE OR REPLACE FUNCTION {{timeline}}() RETURNS bigint LANGUAGE sql AS 'SELECT {timeline}::bigint'",
+    )
+
+
 def test_a_new_timeline_of_the_database_takes_all_rights_for_a_whole_timeout(stage: Stage) -> None:
     stage.tick()
     first = stage.member.incarnation
-    rows(stage.store, "CREATE OR REPLACE FUNCTION {timeline}() RETURNS bigint LANGUAGE sql AS 'SELECT 2::bigint'")
+    fail_over(stage.store)
     stage.clock.pass_by(INTERVAL)
     assert stage.tick() is None
     assert not stage.lease.trusted and stage.member.incarnation is None
-    assert stage.member.next_due == stage.clock.now + LEASE
-    stage.clock.pass_by(LEASE - 0.1)
+    stage.clock.pass_by(LEASE)
     assert stage.tick() is None
-    stage.clock.pass_by(0.2)
+    stage.clock.pass_by(LEASE * DRIFT + 0.1)
     assert stage.tick() is not None
     assert first is not None and stage.member.incarnation is not None and stage.member.incarnation > first
     assert [fields["reason"] for fields in stage.facts.of("lease_lost")] == ["the database failed over"]
     stage.clock.pass_by(INTERVAL)
     assert stage.tick() is not None  # once
+
+
+def test_a_process_that_starts_after_a_failover_waits_as_well(store: Store) -> None:
+    """It cannot know what the new primary has lost: another node may still trust a lease that is not there."""
+    fail_over(store)
+    late = Stage(store)
+    assert late.tick() is None
+    late.clock.pass_by(LEASE)
+    assert late.tick() is None and late.state() is None
+    late.clock.pass_by(LEASE * DRIFT + 0.1)
+    assert late.tick() is not None
+
+
+def test_a_failover_that_somebody_has_outlived_is_waited_for_by_nobody_else(store: Store) -> None:
+    fail_over(store)
+    first = Stage(store)
+    first.tick()
+    first.clock.pass_by(LEASE * (1 + DRIFT) + 0.1)
+    assert first.tick() is not None
+    second = Membership(
+        store, store.database.link("second"), identity("b"), Lease(first.clock), FakeHold("other"),
+        Facts().events, interval=INTERVAL, clock=first.clock,
+    )  # fmt: skip
+    assert second.tick() is not None
+
+
+def test_a_failover_while_one_waits_is_waited_for_anew(store: Store) -> None:
+    fail_over(store, 2)
+    stage = Stage(store)
+    stage.tick()
+    stage.clock.pass_by(LEASE)
+    fail_over(store, 3)
+    assert stage.tick() is None
+    stage.clock.pass_by(LEASE)
+    assert stage.tick() is None
+    stage.clock.pass_by(LEASE * DRIFT + 0.1)
+    assert stage.tick() is not None
+
+
+def test_a_failover_between_registration_and_first_heartbeat_takes_the_rights(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renew = stage.store.nodes.renew
+
+    def after_a_failover(*arguments: object) -> Renewal | None:
+        fail_over(stage.store)
+        return renew(*arguments)  # type: ignore[arg-type] # passed on
+
+    monkeypatch.setattr(stage.store.nodes, "renew", after_a_failover)
+    assert stage.tick() is None
+    assert not stage.lease.trusted and stage.member.incarnation is None
+
+
+def test_no_incarnation_is_given_twice_though_the_sequence_went_back(stage: Stage) -> None:
+    stage.tick()
+    first = stage.member.incarnation
+    fail_over(stage.store)
+    rows(stage.store, "SELECT setval('{incarnation_seq}', 1, false)")
+    stage.tick()
+    stage.clock.pass_by(LEASE * (1 + DRIFT) + 0.1)
+    assert stage.tick() is not None
+    assert first is not None and stage.member.incarnation is not None and stage.member.incarnation > first
+
+
+def test_nobody_is_declared_dead_on_another_timeline_than_its_heartbeats_were_counted_on(store: Store) -> None:
+    incarnation = join(store, "victim")
+    fail_over(store)
+    with store.database.transaction() as tx:
+        assert not store.nodes.declare_dead(tx, "victim", incarnation, 0, timeline=1)
+        assert store.nodes.declare_dead(tx, "victim", incarnation, 0, timeline=2)
 
 
 # drain and leave

@@ -134,6 +134,7 @@ CREATE TABLE {cluster} (
     total_tokens integer NOT NULL CHECK (total_tokens > 0),
     partitions integer NOT NULL CHECK (partitions BETWEEN 1 AND total_tokens),
     hash_function text NOT NULL,
+    timeline bigint NOT NULL DEFAULT 0,
     created_on timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 """
