@@ -64,6 +64,7 @@ def define(app: Celery) -> None:
     _define_orders(app)
     _define_ends(app)
     _define_deaths(app)
+    _define_killers(app)
     _define_retries(app)
     _define_effects(app)
     if app.conf.get("e2e_mortal"):  # which only prefork can run
@@ -198,13 +199,6 @@ def _define_deaths(app: Celery) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return "second attempt"
 
-    @app.task(shared=False, name="e2e.deadly", bind=True)
-    @coordinated(key="key")
-    def deadly(self: Task, key: str, whom: str) -> None:
-        with running(self, key):
-            os.kill(os.getppid() if whom == "worker" else os.getpid(), signal.SIGKILL)
-            signal.pause()
-
     @app.task(shared=False, name="e2e.odd", bind=True)
     @coordinated(key="key")
     def odd(self: Task, key: str, how: str) -> Any:
@@ -224,6 +218,15 @@ def _define_deaths(app: Celery) -> None:
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return "to the end"
+
+
+def _define_killers(app: Celery) -> None:
+    @app.task(shared=False, name="e2e.deadly", bind=True)
+    @coordinated(key="key")
+    def deadly(self: Task, key: str, whom: str) -> None:
+        with running(self, key):
+            os.kill(os.getppid() if whom == "worker" else os.getpid(), signal.SIGKILL)
+            signal.pause()
 
 
 def _define_retries(app: Celery) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
+from faults.proxy import PASS, Exchange, Mode, Proxy
 
 from e2e.history import overlaps
 from e2e.site import TIMEOUT, Site
 from e2e.waiting import until
-from faults.proxy import PASS, Exchange, Mode, Proxy
 
 
 @pytest.fixture
