@@ -37,12 +37,13 @@ SCHEDULES = settings(
     deadline=None,
     derandomize=False,
     database=None,
+    phases=[Phase.generate, Phase.shrink],
     print_blob=True,
     report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
 #: The first schedule that fails will do.
-HUNT = settings(SCHEDULES, phases=[Phase.generate], print_blob=False, verbosity=Verbosity.quiet)
+HUNT = settings(SCHEDULES, phases=[Phase.generate], verbosity=Verbosity.quiet)
 
 
 @pytest.fixture
