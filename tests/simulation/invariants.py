@@ -109,7 +109,7 @@ class Ledger:
         observer = self._node_of(session)
         if observer is None or registers:
             return
-        decided = observer.begun_at
+        decided = observer.decided_at
         times = [time for time in observer.answers if time <= decided]
         since = next((time for time in reversed(times) if time <= decided - TIMEOUT), None)
         watched = [time for time in times if since is not None and time >= since] + [decided]

@@ -2,7 +2,8 @@
 
 A schedule is a list of rules. ``time_passes`` lets everybody do what is due, each as far as it comes; the others bend
 that: an *ambush* holds up whoever next comes to a certain statement (before it is sent, or executed but not answered),
-alone or with its whole process; ``one_statement`` moves one actor by one statement, so that transactions interleave.
+alone or with its whole process; ``one_goes_on_alone`` moves one actor statement by statement, so that transactions
+interleave.
 Everything else in here is deterministic, so a failing schedule shrinks, and is the same each time it is run.
 """
 

@@ -39,7 +39,8 @@ class SimLink(Link):
         connection = self._connection
         if connection is None or connection.invalidated or connection.closed:
             return None
-        return connection.connection.dbapi_connection
+        backend = connection.connection.dbapi_connection
+        return None if backend is None or backend.closed else backend
 
     @property
     def listening(self) -> bool:

@@ -76,7 +76,8 @@ class SimNode:
         self.incarnations: set[int] = set()
         self.answers: list[float] = []
         self.beats_since_step = 0
-        self.begun_at = 0.0
+        #: When the transaction began that declares somebody dead: what happens to it later is the server's affair.
+        self._begun_at = self.decided_at = 0.0
         self.bodies: list[Body] = []
         self.lease = Lease(self.clock)
         events = Events()
@@ -117,7 +118,9 @@ class SimNode:
     def reached(self, actor: Actor, point: Point) -> bool:
         """Take note of a point; true if it is an ambush."""
         if point == Point("BEGIN ISOLATION", executed=False):
-            self.begun_at = self.clock()
+            self._begun_at = self.clock()
+        if point == Point("declare_dead", executed=False):
+            self.decided_at = self._begun_at
         if point == Point("renew", executed=True):
             self.beats_since_step += 1
         return self.world.reached(self, actor, point)

@@ -14,6 +14,7 @@ A batch is short on purpose: after its first ten examples hypothesis mostly vari
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 
@@ -47,7 +48,8 @@ HUNT = settings(SCHEDULES, phases=[Phase.generate], verbosity=Verbosity.quiet)
 
 
 @pytest.fixture
-def playground(database_url: str) -> Iterator[Playground]:
+def playground(database_url: str, caplog: pytest.LogCaptureFixture) -> Iterator[Playground]:
+    caplog.set_level(logging.CRITICAL, logger="jobsync_celery")  # the story of a failing schedule tells it in place
     playground = Playground(database_url)
     yield playground
     playground.close()
