@@ -7,7 +7,7 @@ from typing import Any
 from celery import Celery
 
 from jobsync_celery.plugin.cluster import Cluster
-from jobsync_celery.runtime.leadership import back_up
+from jobsync_celery.runtime.rebalancing import back_up
 from jobsync_celery.store.maintenance import Maintenance, Retention
 from jobsync_celery.store.schema import ensure_schema
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobsync_celery.plugin.consumption import Consumption
@@ -13,6 +13,8 @@ from jobsync_celery.plugin.gate import Gate
 from jobsync_celery.plugin.inbox import Inbox
 from jobsync_celery.plugin.router import HOPS, PartitionQueues
 from jobsync_celery.plugin.scheduled import withdraw_scheduled
+from jobsync_celery.store.outcomes import Elsewhere
+from jobsync_celery.store.partitions import LockPartition
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,11 @@ class Border:
         #: There is no connection to the broker, so nothing that was fetched on it is left here.
         self.cut_off = False
         self.stopped: Callable[[frozenset[int]], None] = lambda _: None
+
+    def learn(self, pools: Mapping[int, LockPartition]) -> None:
+        """These partitions carry locked keys."""
+        for number, each in pools.items():
+            self._queues.learn(number, each.pool, each.position)
 
     def start(self, partitions: frozenset[int]) -> None:
         """Get back what a dead owner had fetched of these partitions, and consume them."""
@@ -76,8 +83,15 @@ class Border:
             )
             self._gate.hold(delivery)
             return
-        target = self._queues.queues[delivery.partition]
+        target = self._queues.for_key(delivery.key, delivery.pool)
         self._courier.forward(message, target, lambda: self._inbox.post(self._forwarded, delivery))
+
+    def relocated(self, delivery: Delivery, place: Elsewhere) -> None:
+        """The key belongs elsewhere since it was locked or unlocked: publish its message there, then acknowledge."""
+        message = delivery.request.message
+        queues = self._queues
+        target = queues.of_pool(place.pool, place.position) if place.pool else queues.queue(place.partition)
+        self._courier.forward(message, target, lambda: self._inbox.post(self._forwarded, delivery), counted=False)
 
     def look(self) -> None:
         """Something was given back: partitions that only waited for that have stopped."""
@@ -88,7 +102,8 @@ class Border:
 
     def _forwarded(self, delivery: Delivery) -> None:
         if delivery.connection == self._gate.connection:
-            self._gate.broker.acknowledge(delivery.request.message)
+            for copy in (delivery, *delivery.duplicates):
+                self._gate.broker.acknowledge(copy.request.message)
             self._gate.broker.flush()
         self._gate.forget(delivery)
 

@@ -25,10 +25,12 @@ class Cluster:
         self.config = config
         self.events = Events()
         self.tokens = TokenMap(config.total_tokens, config.partitions, config.hash_function)
-        self.queues = PartitionQueues(config.queue_prefix, self.tokens)
+        self.queues = PartitionQueues(config.queue_prefix, self.tokens, config.lock_partitions)
         self.registry = Registry(app, config.tasks)
         self.router = TokenRouter(self.registry, self.queues)
-        self.shape = ClusterShape(config.total_tokens, config.partitions, config.hash_function)
+        self.shape = ClusterShape(
+            config.total_tokens, config.partitions, config.hash_function, lock_partitions=config.lock_partitions
+        )
         database = Database(
             config.database_url(), prefix=config.appname, schema=config.schema, timeouts=_timeouts(config)
         )
@@ -44,6 +46,7 @@ class Cluster:
             timeout=config.heartbeat_timeout_sec,
             first_plan=FirstPlan(config.minimum_nodes, config.wait_on_enter),
             rejoin_grace=config.rejoin_grace_sec,
+            pools=frozenset(how.pool for how in self.registry.all().values() if how.pool),
         )
 
 

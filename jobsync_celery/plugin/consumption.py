@@ -68,6 +68,8 @@ class Consumption:
 
     def _select(self, partition: int) -> None:
         name = self._queues.name(partition)
+        if name not in self._known:  # a lock pool's, which was learnt since
+            self._known.add(self._queues.queue(partition))
         self._known.select_add(self._known[name])
         if self._consumer is not None:
             self._try(self._consumer.add_task_queue, name)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from celery import Celery, Task
 from celery.local import Proxy
 
+from jobsync_celery.core.locks import patterns_of, pool_of
 from jobsync_celery.core.tokens import key_text
 from jobsync_celery.errors import JobsyncError, KeyMissing, SettingsError
 
@@ -25,13 +26,16 @@ class Declared(NamedTuple):
 
     key: KeySpec
     on_lease_lost: OnLeaseLost = "finish"
+    pool: str = ""
 
 
 #: Tasks that were decorated after Celery had wrapped them in a proxy that is not evaluated yet.
 _proxies: list[tuple[Any, Declared]] = []
 
 
-def coordinated(key: KeySpec, *, on_lease_lost: OnLeaseLost = "finish") -> Callable[[Decorated], Decorated]:
+def coordinated(
+    key: KeySpec, *, on_lease_lost: OnLeaseLost = "finish", nodes: str | Iterable[str] | None = None
+) -> Callable[[Decorated], Decorated]:
     """Coordinate a task: of the runs with the same key, one runs at a time, all of them on the key's owner.
 
     Works above or below ``@app.task`` and ``@shared_task``, with ``bind=True``, and on class-based tasks.
@@ -42,16 +46,20 @@ def coordinated(key: KeySpec, *, on_lease_lost: OnLeaseLost = "finish") -> Calla
         on_lease_lost: what becomes of a running body when its worker loses its lease, since another worker may then
             run the key: ``"finish"`` lets it run on, fenced off (see :meth:`Claim.guard`); ``"terminate"`` has its
             pool child kill itself at the deadline, and the task is run again. Only prefork can terminate.
+        nodes: which nodes may run this task: a pattern of SQL's LIKE for node names, or several in order of
+            preference, of which the first counts that any live node matches. Without a match its tasks wait. A task
+            lock on the key goes before it. None: any node.
 
     Raises:
         SettingsError: ``key`` or ``on_lease_lost`` is none of these.
+        LockInvalid: ``nodes`` is no pattern, nor several.
     """
     if on_lease_lost not in get_args(OnLeaseLost):
         raise SettingsError(f"coordinated(on_lease_lost={on_lease_lost!r}): give 'finish' or 'terminate'")
     if isinstance(key, bool) or key == "" or not (callable(key) or isinstance(key, (str, int))):
         raise SettingsError(f"coordinated(key={key!r}): give an argument's name, its position, or a callable")
 
-    declared = Declared(key, on_lease_lost)
+    declared = Declared(key, on_lease_lost, "" if nodes is None else pool_of(patterns_of(nodes)))
 
     def mark(task: Decorated) -> Decorated:
         # A proxy is not evaluated here: that would finalize the app while its modules are being imported.
@@ -72,6 +80,8 @@ class Coordination:
     spec: str | int
     read_key: Callable[[Sequence[Any], Mapping[str, Any]], Any]
     on_lease_lost: OnLeaseLost = "finish"
+    #: The lock pool of the nodes that may run it; "" for any.
+    pool: str = ""
 
     def key(self, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None) -> str:
         """The key of a call, as text; raises :class:`KeyMissing`, naming the task, if there is none."""
@@ -119,7 +129,7 @@ class Registry:
         coordination = None
         if declared is not None:
             key = declared.key
-            coordination = Coordination(name, _label(key), _reader(name, key, task), declared.on_lease_lost)
+            coordination = Coordination(name, _label(key), _reader(name, key, task), *declared[1:])
         # An unknown task is not remembered as ordinary: the module that has it may be imported later.
         if coordination is not None or task is not None:
             self._known[name] = coordination

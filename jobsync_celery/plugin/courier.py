@@ -55,9 +55,13 @@ class Courier:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
-    def forward(self, message: Any, target: Queue, then: Callable[[], None]) -> None:
-        """Publish a message again, with the same run identity; ``then`` is called once the broker has it."""
-        self._errands.put(partial(self._forward, message, target, then))
+    def forward(self, message: Any, target: Queue, then: Callable[[], None], *, counted: bool = True) -> None:
+        """Publish a message again, with the same run identity; ``then`` is called once the broker has it.
+
+        Arguments:
+            counted: whether it is a hop that should not be needed, of which there are only :data:`MOST_HOPS`.
+        """
+        self._errands.put(partial(self._forward, message, target, then, int(counted)))
 
     def recover(self, queues: Collection[str], in_hand: Collection[str], then: Callable[[], None]) -> None:
         """Get back what dead workers had fetched of these queues, then call ``then``.
@@ -79,8 +83,8 @@ class Courier:
                     self._stopping.wait(_RETRY_SEC)
         self._disconnect()
 
-    def _forward(self, message: Any, target: Queue, then: Callable[[], None]) -> None:
-        headers = {**message.headers, HOPS: int(message.headers.get(HOPS) or 0) + 1}
+    def _forward(self, message: Any, target: Queue, then: Callable[[], None], hops: int) -> None:
+        headers = {**message.headers, HOPS: int(message.headers.get(HOPS) or 0) + hops}
         properties = {
             name: message.properties[name] for name in _KEPT_PROPERTIES if message.properties.get(name) is not None
         }

@@ -53,10 +53,12 @@ class Delivery:
         "duplicates",
         "finished",
         "granted",
+        "home",
         "incarnation",
         "key",
         "outcome",
         "partition",
+        "pool",
         "request",
         "returning",
         "run",
@@ -65,13 +67,26 @@ class Delivery:
         "token",
     )
 
-    def __init__(self, request: Any, key: str, token: int, partition: int, connection: int) -> None:
+    def __init__(
+        self,
+        request: Any,
+        key: str,
+        token: int,
+        partition: int,
+        connection: int,
+        *,
+        home: int | None = None,
+        pool: str = "",
+    ) -> None:
         headers = request.request_dict
         self.request = request
         self.run = Run(request.id, headers.get(ORIGIN) or "", headers.get("retries") or 0)
         self.key = key
         self.token = token
         self.partition = partition
+        #: Where it belongs while its key is not locked: its task may have a lock pool of its own.
+        self.home = partition if home is None else home
+        self.pool = pool
         #: The broker connection it came on: on another one it cannot be settled any more.
         self.connection = connection
         self.stage = Stage.WAITING

@@ -17,21 +17,20 @@ from celery.exceptions import TaskRevokedError
 from celery.worker import state as worker_state
 
 from jobsync_celery.errors import GaveUp, KeyMissing, StoreError
+from jobsync_celery.plugin.arrivals import NOWHERE, Arrivals
 from jobsync_celery.plugin.brokers import Broker
 from jobsync_celery.plugin.claim import Ticket
-from jobsync_celery.plugin.coordinated import Coordination, Registry
 from jobsync_celery.plugin.delivery import UNSTARTED, Delivery, Stage
 from jobsync_celery.plugin.held import Held
 from jobsync_celery.plugin.lanes import Lanes
 from jobsync_celery.plugin.pool_child import attach
-from jobsync_celery.plugin.router import PartitionQueues
 from jobsync_celery.plugin.settlement import fail, return_messages, settle
 from jobsync_celery.plugin.slots import Slots
 from jobsync_celery.plugin.suspects import Suspects
 from jobsync_celery.plugin.window import Window
 from jobsync_celery.runtime.claimer import Answer, Claimer, Recorded, Refused, Reply, Unavailable
 from jobsync_celery.runtime.lease import Lease
-from jobsync_celery.store.outcomes import Busy, Ending, GivenUp, Granted, Known, Wanted
+from jobsync_celery.store.outcomes import Busy, Elsewhere, Ending, GivenUp, Granted, Known, Unserved, Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,8 @@ class Gate:
 
     Arguments:
         ordinary: Celery's own handler, for tasks that are not coordinated.
-        misplaced: called with a delivery that came on another queue than its partition's.
+        misplaced: called with a delivery that came on a queue where its key cannot belong.
+        relocated: called with a delivery whose key belongs elsewhere since it was locked or unlocked.
         unwelcome: called with a partition whose claims the database refuses: it is not ours.
         gone: called when deliveries have left unstarted, so that whoever waits for that may look.
     """
@@ -50,24 +50,24 @@ class Gate:
         self,
         *,
         node: str,
-        registry: Registry,
-        queues: PartitionQueues,
+        arrivals: Arrivals,
         lease: Lease,
         scribe: Claimer,
         held: Held,
         ordinary: Callable[[Any], None],
         misplaced: Callable[[Delivery], None],
+        relocated: Callable[[Delivery, Elsewhere], None],
         unwelcome: Callable[[int], None],
         gone: Callable[[], None],
     ) -> None:
         self._node = node
-        self._registry = registry
-        self._queues = queues
+        self._arrivals = arrivals
         self._lease = lease
         self._scribe = scribe
         self._held = held
         self._ordinary = ordinary
         self._misplaced = misplaced
+        self._relocated = relocated
         self._unwelcome = unwelcome
         self._gone = gone
         self._ready: deque[Delivery] = deque()
@@ -87,30 +87,23 @@ class Gate:
 
     def on_request(self, request: Any) -> None:
         """Take a request from Celery; ordinary ones pass through."""
-        coordination = self._registry.get(request.task.name)
+        coordination = self._arrivals.coordination(request)
         if coordination is None:
             self._ordinary(request)
             return
-        delivery = self._delivery(coordination, request)
-        if delivery is None:
+        try:
+            delivery = self._arrivals.delivery(coordination, request, self.connection)
+        except KeyMissing as error:
+            fail(request, error)
+            worker_state.task_ready(request)
             return
-        if self._queues.number(request.delivery_info.get("routing_key")) != delivery.partition:
+        if delivery.partition == NOWHERE:
             self._misplaced(delivery)
         elif delivery.partition not in self.accepting:
             self.return_messages([request.message])
             self.forget(delivery)
         else:
             self._admit(delivery)
-
-    def _delivery(self, coordination: Coordination, request: Any) -> Delivery | None:
-        try:
-            key = coordination.key(request.args, request.kwargs)
-        except KeyMissing as error:
-            fail(request, error)
-            worker_state.task_ready(request)
-            return None
-        token = self._queues.tokens.token(key)
-        return Delivery(request, key, token, self._queues.tokens.partition(token), self.connection)
 
     def _fail(self, delivery: Delivery, answer: Refused | GivenUp) -> None:
         error = GaveUp(answer.reason) if isinstance(answer, GivenUp) else StoreError(answer.error)
@@ -138,7 +131,8 @@ class Gate:
         self._ask(delivery)
 
     def _ask(self, delivery: Delivery) -> None:
-        wanted = Wanted(delivery.run, delivery.request.task.name, delivery.key, delivery.token, delivery.partition)
+        name, place = delivery.request.task.name, (delivery.partition, delivery.home)
+        wanted = Wanted(delivery.run, name, delivery.key, delivery.token, *place)
         self._scribe.claim(delivery.incarnation, wanted, partial(self._on_claim, delivery))
 
     def answered(self, answers: Sequence[tuple[Reply, Answer]]) -> None:
@@ -163,7 +157,9 @@ class Gate:
             self._drop_known(delivery)
         elif isinstance(answer, (Refused, GivenUp)):
             self._fail(delivery, answer)
-        elif isinstance(answer, (Busy, Unavailable)):
+        elif isinstance(answer, Elsewhere):
+            self._relocate(delivery, answer)
+        elif isinstance(answer, (Busy, Unserved, Unavailable)):
             delivery.stage = Stage.PARKED
             delivery.doubtful = isinstance(answer, Unavailable)
             self._held.add(delivery)
@@ -197,6 +193,16 @@ class Gate:
         for copy in (delivery, *delivery.duplicates):
             self.broker.acknowledge(copy.request.message)
         self._advance(self.forget(delivery))
+        self._gone()
+
+    def _relocate(self, delivery: Delivery, place: Elsewhere) -> None:
+        """Send on what waits of the key, in order; what comes later asks for itself, and follows."""
+        here = delivery.partition, delivery.home
+        waiting = [one for one in self.lanes.of_key(delivery.key) if one.stage is Stage.WAITING]
+        for one in (delivery, *(one for one in waiting if (one.partition, one.home) == here)):
+            following = self.forget(one)
+            self._relocated(one, place)
+        self._advance(following)
         self._gone()
 
     def recheck(self) -> None:

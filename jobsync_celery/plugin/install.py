@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
@@ -15,9 +15,11 @@ from jobsync_celery.errors import JobsyncError, SettingsError
 from jobsync_celery.plugin import beat
 from jobsync_celery.plugin.bootsteps import NodeStep, QueuesStep
 from jobsync_celery.plugin.cluster import Cluster
+from jobsync_celery.plugin.lock_desk import LockDesk, Patterns, creator_of
 from jobsync_celery.plugin.worker import WorkerNode
-from jobsync_celery.runtime.leadership import rebalance
+from jobsync_celery.runtime.rebalancing import rebalance
 from jobsync_celery.settings import CoordinationConfig
+from jobsync_celery.store.locks import TaskLock
 from jobsync_celery.store.nodes import NodeRow
 from jobsync_celery.store.reports import ClusterStatus, Reports
 
@@ -78,11 +80,15 @@ class JobSync:
             return Reports(self._active.store.database).owner(tx, partition)
 
     def owns(self, key: object) -> bool:
-        """Whether this worker owns the key now; false from its deadline on. Asks no server."""
+        """Whether this worker owns the key now; false from its deadline on. Asks no server.
+
+        Never true on two workers at once. Where a key was locked or unlocked, its new owner says yes one lease later.
+        """
         node = self.node
         if node is None or not node.lease.trusted:
             return False
-        return self._active.tokens.partition_for(key_text(key)) in node.gate.accepting
+        partition = node.node.placement.of(key_text(key))
+        return partition in node.gate.accepting and partition not in node.node.ownership.caretaking
 
     @property
     def my_tokens(self) -> frozenset[int]:
@@ -90,8 +96,54 @@ class JobSync:
         node = self.node
         if node is None or not node.lease.trusted:
             return frozenset()
-        ranges = (self._active.tokens.range(number) for number in tuple(node.gate.accepting))
+        tokens = self._active.tokens
+        ranges = (tokens.range(number) for number in tuple(node.gate.accepting) if number < tokens.partitions)
         return frozenset(token for first, last in ranges for token in range(first, last + 1))
+
+    # -- task locks ---------------------------------------------------------------------------------------------
+
+    def register_lock(
+        self,
+        task_id: object,
+        node_patterns: Patterns,
+        reason: str | None = None,
+        expires_in_days: float | None = None,
+    ) -> None:
+        """Lock a key to nodes, in place of the lock that it had.
+
+        When this returns, no run of the key begins but on a node that matches; one that has begun goes on.
+
+        Arguments:
+            task_id: the key, as tasks give it.
+            node_patterns: a pattern of SQL's LIKE for node names, or several in order of preference: the first counts
+                that any live node matches. While none does, the key's tasks wait.
+            expires_in_days: after so many days, or parts of a day, the lock clears itself.
+
+        Raises:
+            KeyInvalid, LockInvalid: the key, a pattern, the reason or the time is none.
+            TooManyPools: there are too many different lists of patterns already.
+        """
+        self._desk.register([(task_id, node_patterns, reason, expires_in_days)])
+
+    def register_locks_bulk(self, locks: Iterable[tuple[object, Patterns, str | None]]) -> int:
+        """Lock many keys at once, given as (key, patterns, reason): all or none. How many keys that are."""
+        return self._desk.register((key, patterns, reason, None) for key, patterns, reason in locks)
+
+    def list_locks(self) -> list[TaskLock]:
+        """The task locks that are in force, the oldest first."""
+        return self._desk.list()
+
+    def clear_lock(self, task_id: object) -> bool:
+        """Unlock a key; whether it was locked."""
+        return self._desk.clear([task_id]) > 0
+
+    def clear_locks_by_creator(self, creator: str) -> int:
+        """Unlock what ``creator``, a node or a script by its name, had locked; how many keys that were."""
+        return self._desk.clear_by_creator(creator)
+
+    def clear_all_locks(self) -> int:
+        """Unlock everything; how many keys that were."""
+        return self._desk.clear_all()
 
     # -- the cluster --------------------------------------------------------------------------------------------
 
@@ -124,6 +176,10 @@ class JobSync:
                 return plan(cluster.store.nodes.members(tx), cluster.store.partitions.seats(tx))
             awaited = cluster.store.nodes.awaited(tx, cluster.config.rejoin_grace_sec)
             return rebalance(tx, cluster.store, cluster.tokens, "requested", awaited)[0]
+
+    @property
+    def _desk(self) -> LockDesk:
+        return LockDesk(self._active, creator_of(self._active, None if self.node is None else self.node.name))
 
     @property
     def _active(self) -> Cluster:

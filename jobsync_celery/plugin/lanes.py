@@ -37,6 +37,10 @@ class Lanes:
         lane.append(delivery)
         return len(lane) == 1
 
+    def of_key(self, key: str) -> list[Delivery]:
+        """What is in hand of a key, in order."""
+        return list(self._by_key.get(key, ()))
+
     def step_aside(self, delivery: Delivery) -> Delivery | None:
         """Let the next run of the key come forward, if ``delivery`` is the head; it stays in hand."""
         lane = self._by_key.get(delivery.key)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kombu.entity import Exchange, Queue
@@ -18,24 +20,55 @@ HOPS = "jobsync_hops"
 
 
 class PartitionQueues:
-    """The queues that carry the partitions: ``jobsync-000``, ``jobsync-001``, …"""
+    """The queues that carry the partitions: ``jobsync-000``, ``jobsync-001``, …, and those of lock pools.
 
-    def __init__(self, prefix: str, tokens: TokenMap) -> None:
+    A lock pool's queues are named after its patterns, so that producers can name them without a database. The
+    numbers of its partitions are given by the database, and learnt by those who own them.
+
+    Arguments:
+        lock_partitions: how many partitions each lock pool has.
+    """
+
+    def __init__(self, prefix: str, tokens: TokenMap, lock_partitions: int = 1) -> None:
         digits = max(3, len(str(tokens.partitions - 1)))
         self.tokens = tokens
+        self._prefix = prefix
+        self._pool_tokens = replace(tokens, partitions=min(lock_partitions, tokens.total_tokens))
         self.queues = [_queue(f"{prefix}{number:0{digits}}") for number in range(tokens.partitions)]
-        self._numbers = {queue.name: number for number, queue in enumerate(self.queues)}
+        self._by_number = dict(enumerate(self.queues))
+        self._numbers = {queue.name: number for number, queue in self._by_number.items()}
+
+    def learn(self, number: int, pool: str, position: int) -> None:
+        """A partition of a lock pool has this number. Any thread."""
+        queue = self.of_pool(pool, position)
+        self._by_number[number] = queue
+        self._numbers[queue.name] = number
+
+    def queue(self, partition: int) -> Queue:
+        """The queue of a partition; of a lock pool's only once it was learnt."""
+        return self._by_number[partition]
 
     def name(self, partition: int) -> str:
         """The name of a partition's queue."""
-        return str(self.queues[partition].name)
+        return str(self._by_number[partition].name)
 
     def number(self, name: str | None) -> int | None:
         """The partition that a queue carries; None for any other queue."""
         return None if name is None else self._numbers.get(name)
 
-    def for_key(self, key: str) -> Queue:
-        """The queue of the key's partition."""
+    def carries_locked(self, partition: int) -> bool:
+        """Whether it is a lock pool's."""
+        return partition >= self.tokens.partitions
+
+    def of_pool(self, pool: str, position: int) -> Queue:
+        """The queue of a lock pool's partition."""
+        digest = hashlib.sha256(pool.encode()).hexdigest()[:12]
+        return _queue(f"{self._prefix}lock-{digest}-{position}")
+
+    def for_key(self, key: str, pool: str = "") -> Queue:
+        """The queue of the key's partition, or of its partition in a lock pool."""
+        if pool:
+            return self.of_pool(pool, self._pool_tokens.partition_for(key))
         return self.queues[self.tokens.partition_for(key)]
 
 
@@ -59,7 +92,7 @@ class TokenRouter:
         coordination = self._registry.get(name)
         if coordination is None:
             return None
-        queue = self._queues.for_key(coordination.key(args, kwargs))
+        queue = self._queues.for_key(coordination.key(args, kwargs), coordination.pool)
         headers = options.get("headers")
         if not headers or ORIGIN not in headers:
             options["headers"] = {**(headers or {}), ORIGIN: os.urandom(8).hex()}

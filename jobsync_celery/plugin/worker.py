@@ -18,6 +18,7 @@ from celery.worker import state as worker_state
 
 from jobsync_celery import __version__
 from jobsync_celery.core.model import Run
+from jobsync_celery.plugin.arrivals import Arrivals
 from jobsync_celery.plugin.border import Border
 from jobsync_celery.plugin.brokers import broker_for
 from jobsync_celery.plugin.cluster import Cluster
@@ -83,13 +84,13 @@ class WorkerNode:
         self._held = Held(config.hold_limit, self._consumption.pause, self._consumption.resume)
         self.gate = Gate(
             node=name,
-            registry=cluster.registry,
-            queues=cluster.queues,
+            arrivals=Arrivals(cluster.registry, cluster.queues),
             lease=self.lease,
             scribe=self._claimer,
             held=self._held,
             ordinary=worker.process_task,
             misplaced=lambda delivery: self._border.misplaced(delivery),
+            relocated=lambda delivery, place: self._border.relocated(delivery, place),
             unwelcome=lambda partition: self._border.unwelcome(partition),
             gone=lambda: self._border.look(),
         )

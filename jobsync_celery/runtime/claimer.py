@@ -271,14 +271,14 @@ class Claimer:
                     answers.append((end.reply, Recorded(end.ending.run in committed.recorded)))
             open_: Answer = Unavailable("the database fell silent") if committed.unsure else NotOurs()
             answers += [(one.reply, committed.outcomes.get(one.wanted.run, open_)) for one in asked]
-            self._announce(ends)
+            self._announce(ends, committed.awaited)
             ends = []
         return answers, delayed
 
-    def _announce(self, ends: list[_End]) -> None:
-        """An end in a partition that is not ours any more: its owner may be holding the key back."""
+    def _announce(self, ends: list[_End], awaited: bool) -> None:
+        """Somebody waits for one of these ends; or it is of a partition whose new owner may hold the key back."""
         owned = self._owned()
-        if any(end.ending.partition not in owned for end in ends):
+        if awaited or any(end.ending.partition not in owned for end in ends):
             try:
                 with self._link.transaction() as tx:
                     self._store.notify(tx, "ended")

@@ -52,6 +52,7 @@ FACTS: dict[str, tuple[int, str]] = {
         "the first plan waits: {nodes} of {minimum_nodes} nodes are here, {waited:.0f} of {wait_on_enter:.0f} s passed",
     ),
     "rebalanced": (logging.INFO, "rebalanced ({reason}): {moved} partitions move, {nodes} nodes, term {term}"),
+    "locks_expired": (logging.INFO, "{count} task locks have expired"),
     "partitions_taken": (logging.INFO, "took partitions {numbers}"),
     "partitions_released": (logging.INFO, "released partitions {numbers}"),
     "request_failed": (logging.ERROR, "a claim could not be processed: {error}"),

@@ -6,20 +6,21 @@ members afresh, and asks itself whether the caller still leads.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jobsync_celery.core.lease import Watch
-from jobsync_celery.core.model import Member, Plan, Seat
-from jobsync_celery.core.plan import plan
+from jobsync_celery.core.model import Member, Plan
 from jobsync_celery.core.tokens import TokenMap
 from jobsync_celery.runtime.clock import boot_clock
 from jobsync_celery.runtime.events import Events
-from jobsync_celery.runtime.eviction import evict, settle
+from jobsync_celery.runtime.eviction import evict
+from jobsync_celery.runtime.rebalancing import leads, rebalance
+from jobsync_celery.runtime.task_locks import TaskLocks
 from jobsync_celery.store.database import Connection, Link
-from jobsync_celery.store.leader import Leader, Rebalance
+from jobsync_celery.store.leader import Leader
 from jobsync_celery.store.nodes import Renewal
+from jobsync_celery.store.schema import ClusterShape
 from jobsync_celery.store.store import Store
 
 #: Joins within this many seconds are one plan.
@@ -36,46 +37,6 @@ class FirstPlan:
     wait_on_enter: float = 0.0
 
 
-def leads(members: Collection[Member]) -> Member | None:
-    """The node that leads: the oldest live one; of draining ones only if all drain."""
-    live = [member for member in members if not member.draining]
-    return min(live or members, key=lambda member: member.incarnation, default=None)
-
-
-def rebalance(
-    tx: Connection, store: Store, tokens: TokenMap, reason: str, absent: Collection[str] = ()
-) -> tuple[Plan, Leader]:
-    """Make a plan for the members as they stand and write what moves; the leader's row is locked first.
-
-    Nothing is written if nothing moves. The leader recorded is the one that leads by the rules, whoever calls.
-    """
-    begun = time.perf_counter()
-    leader = store.leaders.lock(tx)
-    settle(tx, store)
-    members = store.nodes.members(tx)
-    seats = store.partitions.seats(tx)
-    made = plan(members, seats, absent=absent)
-    leading = leads(members)
-    if leading is not None and leader.incarnation != leading.incarnation:
-        leader = store.leaders.take_term(tx, leading)
-    if made.moves:
-        store.partitions.assign(tx, {move.partition: move.destination for move in made.moves})
-        store.leaders.record(tx, _history(made, seats, leader, tokens, reason, (time.perf_counter() - begun) * 1000))
-        store.notify(tx, "plan")
-    return made, leader
-
-
-def back_up(tx: Connection, store: Store, tokens: TokenMap, grace: float) -> Plan | None:
-    """Plan in the leader's place, under its rules; None before the first plan, which is the leader's own.
-
-    Arguments:
-        grace: how long the partitions of a dead node wait for its name to return, in seconds.
-    """
-    if all(seat.target is None for seat in store.partitions.seats(tx)):
-        return None
-    return rebalance(tx, store, tokens, "backstop", store.nodes.awaited(tx, grace))[0]
-
-
 class Leadership:
     """What a watching node does with the answers to its heartbeats; belongs to the node's thread.
 
@@ -88,7 +49,7 @@ class Leadership:
         self,
         store: Store,
         link: Link,
-        tokens: TokenMap,
+        shape: ClusterShape,
         events: Events,
         *,
         name: str,
@@ -100,7 +61,8 @@ class Leadership:
     ) -> None:
         self._store = store
         self._link = link
-        self._tokens = tokens
+        self._tokens = TokenMap(shape.total_tokens, shape.partitions, shape.hash_function)
+        self._task_locks = TaskLocks(store, shape)
         self._events = events
         self._name = name
         self._interval = interval
@@ -123,6 +85,7 @@ class Leadership:
         self._awaited: dict[str, float] = {}
         self._term: int | None = None
         self._held_back_with: int | None = None
+        self._lock_due: float | None = None
 
     @property
     def leading(self) -> bool:
@@ -137,7 +100,8 @@ class Leadership:
 
     def next_due(self, now: float) -> float | None:
         """When to tick next, on the boot clock; None if nothing is expected."""
-        times = [time for time in (self._plan_at, self._watch.next_check(now)) if time is not None]
+        dues = (self._plan_at, self._watch.next_check(now), self._lock_due)
+        times = [time for time in dues if time is not None]
         return min(times, default=None)
 
     def observe(self, answer: Renewal, sent_at: float, received_at: float) -> None:
@@ -146,14 +110,15 @@ class Leadership:
         self._members = {member.incarnation: member for member in answer.members}
         self._timeline = answer.timeline
         if not answer.members:
-            self._plan_at = None
+            self._plan_at = self._lock_due = None
             return
         self._watch = self._watch.observe(sent_at, received_at, answer.database_time, answer.members)
         if self._first_seen is None:
             self._first_seen = received_at
         if not self.leading:
-            self._planned = self._plan_at = None
+            self._planned = self._plan_at = self._lock_due = None
             return
+        self._lock_due = None if answer.lock_due is None else received_at + max(0.0, answer.lock_due)
         if self._composition() != self._planned or answer.unsettled:
             gone = bool(before - set(self._members)) or any(member.draining for member in answer.members)
             self._want_plan(received_at, at_once=gone or answer.unsettled)
@@ -165,6 +130,16 @@ class Leadership:
             self._evict(suspects, now)
         if self._plan_at is not None and now >= self._plan_at:
             self._plan(now)
+        if self._lock_due is not None and now >= self._lock_due:
+            self._expire_locks()
+
+    def _expire_locks(self) -> None:
+        """Clear the task locks that are due; the next heartbeat tells when the next ones are."""
+        self._lock_due = None
+        with self._link.transaction() as tx:
+            expired = self._task_locks.expire(tx)
+        if expired:
+            self._events("locks_expired", count=expired)
 
     def _composition(self) -> frozenset[tuple[int, bool, float]]:
         return frozenset((m.incarnation, m.draining, m.weight) for m in self._members.values())
@@ -243,18 +218,3 @@ class Leadership:
     def _forget_returned(self, now: float) -> None:
         here = {member.name for member in self._members.values()}
         self._awaited = {name: until for name, until in self._awaited.items() if until > now and name not in here}
-
-
-def _history(
-    made: Plan, seats: Collection[Seat], leader: Leader, tokens: TokenMap, reason: str, duration_ms: float
-) -> Rebalance:
-    moved = [tokens.range(move.partition) for move in made.moves]
-    return Rebalance(
-        reason=reason,
-        leader=leader.node,
-        term=leader.term,
-        nodes_before=len({seat.target for seat in seats if seat.target is not None}),
-        nodes_after=len({target for target in made.targets.values() if target is not None}),
-        tokens_moved=sum(last - first + 1 for first, last in moved),
-        duration_ms=duration_ms,
-    )

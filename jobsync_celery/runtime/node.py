@@ -18,8 +18,11 @@ from jobsync_celery.runtime.leadership import FirstPlan, Leadership
 from jobsync_celery.runtime.lease import Lease
 from jobsync_celery.runtime.membership import Hold, Membership
 from jobsync_celery.runtime.ownership import Ownership, Surface
+from jobsync_celery.runtime.placement import Placement
 from jobsync_celery.runtime.pulse import Pulse
+from jobsync_celery.runtime.task_locks import TaskLocks
 from jobsync_celery.store.nodes import Identity
+from jobsync_celery.store.partitions import LockPartition
 from jobsync_celery.store.schema import ClusterShape, ensure_schema
 from jobsync_celery.store.store import Store
 
@@ -37,6 +40,8 @@ class NodeSettings:
     timeout: float
     first_plan: FirstPlan
     rejoin_grace: float = 0.0
+    #: The lock pools of tasks that only certain nodes may run.
+    pools: frozenset[str] = frozenset()
 
 
 class Node:
@@ -69,7 +74,7 @@ class Node:
         self.leadership = Leadership(
             store,
             self._link,
-            TokenMap(shape.total_tokens, shape.partitions, shape.hash_function),
+            shape,
             events,
             name=name,
             interval=settings.interval,
@@ -77,6 +82,9 @@ class Node:
             first_plan=settings.first_plan,
             rejoin_grace=settings.rejoin_grace,
             clock=clock,
+        )
+        self.placement = Placement(
+            TokenMap(shape.total_tokens, shape.partitions, shape.hash_function), settings.timeout, clock
         )
         self.ownership = Ownership(store, self._link, surface, events, name=name, wake=self.wake)
         self._reader, self._writer = os.pipe()
@@ -183,8 +191,13 @@ class Node:
         self._beat()
 
     def _prepare(self) -> None:
-        """First contact: tables, and the channel on which the others wake us."""
+        """First contact: tables, lock pools of our tasks, and the channel on which the others wake us."""
         ensure_schema(self._store.database, self._settings.shape)
+        with self._link.transaction() as tx:
+            pools = TaskLocks(self._store, self._settings.shape).ensure_pools(tx, self._settings.pools)
+        self._surface.learn(
+            {number: LockPartition(pool, at) for pool, each in pools.items() for at, number in enumerate(each)}
+        )
         self._link.listen(self._store.database.channel)
         self._ready = True
 
@@ -208,6 +221,9 @@ class Node:
         if not self._trusted and self._lease.trusted:
             self._trusted = True
             self._resume()
+        if answer.locks_version != self.placement.version:
+            self.placement.doubt()
+            self.placement.learn(self._store.locks.placements(self._link))
         self.leadership.observe(answer, sent_at, now)
         self._sync = self._sync or answer.misplaced
         self._surface.recheck()
@@ -263,7 +279,9 @@ class Node:
             self.membership.next_due = self._clock()
         if "evicted" in notices:
             self._surface.recover()
-        if notices & {"ended", "evicted"}:
+        if "locks" in notices:
+            self.membership.next_due = self._clock()
+        if notices & {"ended", "evicted", "plan", "locks"}:
             self._surface.recheck()
 
     def _farewell(self) -> None:

@@ -6,16 +6,20 @@ A hand-over does not wait for running tasks: their claims stay, and the next own
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from jobsync_celery.runtime.events import Events
 from jobsync_celery.store.database import Link
+from jobsync_celery.store.partitions import LockPartition
 from jobsync_celery.store.store import Store
 
 
 class Surface(Protocol):
     """Where a node's decisions meet the broker. Every method returns at once; any thread may call it."""
+
+    def learn(self, pools: Mapping[int, LockPartition]) -> None:
+        """These partitions carry locked keys; told before they are started."""
 
     def start(self, partitions: frozenset[int]) -> None:
         """Get back what a dead owner had fetched of these partitions, and consume them."""
@@ -51,6 +55,8 @@ class Ownership:
         self._stopped: set[int] = set()
         self._suspended = False
         self.owned: frozenset[int] = frozenset()
+        #: Partitions whose keys this node may hold and send on, but not run.
+        self.caretaking: frozenset[int] = frozenset()
 
     @property
     def settled(self) -> bool:
@@ -61,6 +67,9 @@ class Ownership:
     def sync(self, incarnation: int) -> None:
         """Compare what this node has with what it should have, and begin what that takes."""
         share = self._store.partitions.share(self._link, self._name, incarnation)
+        if share.pools:
+            self._surface.learn(share.pools)
+        self.caretaking = frozenset(number for number, each in share.pools.items() if each.caretaker)
         self._begin_stop(share.release & self.owned)
         # Taken in a transaction whose answer was lost. What is being handed over is let go of first, and taken again.
         strangers = share.owned - self.owned - share.release - self._in_transit()

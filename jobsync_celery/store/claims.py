@@ -90,14 +90,15 @@ class Claims:
             "partitions": sorted({want.partition for want in wanted}),
             "timeline": timeline,
         }
-        (*_, recorded), *granted = link.statement(self._commit, params)
+        (_, _, heard, recorded), *granted = link.statement(self._commit, params)
+        awaited = bool(heard)
         outcomes: dict[Run, Outcome] = {
             Run(task_id, origin, retries): Granted(fence, 1) for task_id, origin, retries, fence in granted
         }
         ended = {ending.run for ending in endings}
         left = [want for want in wanted if want.run not in outcomes] if len(outcomes) < len(wanted) else []
         if recorded == len(ended) and not left:
-            return Committed(ended, set(), outcomes)
+            return Committed(ended, set(), outcomes, awaited=awaited)
         try:
             with link.transaction() as tx:
                 delayed: set[Run] = set()
@@ -105,8 +106,8 @@ class Claims:
                     ended, delayed = self.missed(tx, endings)
                 rest = self._contest.claim(tx, name, incarnation, left, timeline, max_lost_runs) if left else {}
         except StoreUnavailable:  # what the statement did stands: only the rest is open
-            return Committed(set(), ended, outcomes, unsure=True)
-        return Committed(ended, delayed, {**outcomes, **rest})
+            return Committed(set(), ended, outcomes, unsure=True, awaited=awaited)
+        return Committed(ended, delayed, {**outcomes, **rest}, awaited=awaited)
 
     def missed(self, tx: Connection, endings: Sequence[Ending]) -> tuple[set[Run], set[Run]]:
         """Of these ends, not all of which could be recorded: those that stand, and those that wait for a lock.

@@ -5,14 +5,14 @@ The way of every run that :meth:`Claims.commit` did not grant at once, in a tran
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import TextClause
 from sqlalchemy.engine import Connection
 
 from jobsync_celery.core.model import Run
 from jobsync_celery.store.database import Database
-from jobsync_celery.store.outcomes import Busy, GivenUp, Granted, Known, NotOurs, Outcome, Wanted
+from jobsync_celery.store.outcomes import Busy, Elsewhere, GivenUp, Granted, Known, NotOurs, Outcome, Unserved, Wanted
 
 #: A claim's holder is alive: its incarnation has a row that is not dead.
 ALIVE = "EXISTS (SELECT FROM {node} n WHERE n.incarnation = c.incarnation AND n.state IN ('live', 'draining'))"
@@ -43,8 +43,17 @@ class Contest:
         self._owned = sql(
             "WITH me AS (SELECT incarnation FROM {node} WHERE name = :name AND incarnation = :incarnation"
             " AND state IN ('live', 'draining') AND {same_server} FOR KEY SHARE)"
-            " SELECT p.partition_id FROM {partition} p, me WHERE p.partition_id = ANY(CAST(:partitions AS int[]))"
+            " SELECT p.partition_id, p.caretaker FROM {partition} p, me"
+            " WHERE p.partition_id = ANY(CAST(:partitions AS int[]))"
             " AND p.owner_incarnation = :incarnation ORDER BY p.partition_id FOR SHARE OF p"
+        )
+        self._places = sql(
+            "SELECT placed.task_key, placed.home_id, placed.locked, p.partition_id, p.pool,"
+            " (SELECT count(*) FROM {partition} q WHERE q.pool = p.pool AND q.first_token < p.first_token) AS position"
+            " FROM (SELECT w.task_key, w.home_id, l.task_id IS NOT NULL AS locked,"
+            " coalesce(l.partition_id, w.home_id) AS partition_id"
+            " FROM unnest(CAST(:keys AS text[]), CAST(:homes AS int[])) AS w (task_key, home_id)"
+            " LEFT JOIN {lock} l ON l.task_id = w.task_key) AS placed JOIN {partition} p USING (partition_id)"
         )
         self._insert = sql(
             "INSERT INTO {claim} (task_id, origin, retries, task_name, task_key, token_id, partition_id, node,"
@@ -76,7 +85,7 @@ class Contest:
         self._take_over = sql(
             "UPDATE {claim} c SET state = 'running', node = :name, incarnation = :incarnation,"
             " attempt = c.attempt + (c.state = 'lost')::int, created_on = clock_timestamp(), finished_on = NULL,"
-            " started = false"
+            " started = false, awaited = false"
             " FROM {wanted} WHERE {same_run}"
             " AND (c.state = 'lost' OR (c.state = 'running' AND c.incarnation = :incarnation))"
             " AND NOT EXISTS (SELECT FROM {claim} other WHERE other.task_key = c.task_key AND other.state = 'running'"
@@ -89,6 +98,13 @@ class Contest:
             "UPDATE {claim} c SET fence = ({timeline}() << 40) + nextval('{fence_seq}') FROM {wanted}"
             " WHERE {same_run}"
             " RETURNING c.task_id, c.origin, c.retries, c.fence, c.attempt, c.lost_runs"
+        )
+        self._await = sql(
+            "WITH holders AS (SELECT c.task_id, c.origin, c.retries FROM {claim} c"
+            " WHERE c.task_key = ANY(CAST(:keys AS text[])) AND c.state = 'running' AND NOT c.awaited"
+            " ORDER BY c.task_key FOR NO KEY UPDATE OF c SKIP LOCKED)"
+            " UPDATE {claim} c SET awaited = true FROM holders"
+            " WHERE c.task_id = holders.task_id AND c.origin = holders.origin AND c.retries = holders.retries"
         )
         self._standing = sql(
             "SELECT w.task_id, w.origin, w.retries, own.state, own.reason, holder.node,"
@@ -111,22 +127,22 @@ class Contest:
     ) -> dict[Run, Outcome]:
         """Claim each run for this incarnation; every run gets an outcome of its own.
 
-        Runs of one key must not be claimed in one batch. After a failover to another ``timeline`` than the given
-        one nothing is ours. A run that was lost ``max_lost_runs`` times, the last time after it had begun for sure,
-        is recorded as failed. A claim of a run that is not ours any more, granted in a commit whose answer was lost,
-        is ended as lost.
+        Runs of one key must not be claimed in one batch. The rows of partitions, locked here, keep their keys from
+        being locked or unlocked until the commit. After a failover to another ``timeline`` than the given one nothing
+        is ours. A run that was lost ``max_lost_runs`` times, the last time after it had begun for sure, is recorded
+        as failed. A claim of a run that is not ours any more, granted in a commit whose answer was lost, is ended as
+        lost.
         """
         me = {"name": name, "incarnation": incarnation}
+        partitions = sorted({want.partition for want in wanted})
         owned = {
-            row.partition_id
-            for row in tx.execute(
-                self._owned, {**me, "timeline": timeline, "partitions": sorted({want.partition for want in wanted})}
-            )
+            row.partition_id: row.caretaker
+            for row in tx.execute(self._owned, {**me, "timeline": timeline, "partitions": partitions})
         }
-        outcomes: dict[Run, Outcome] = {want.run: NotOurs() for want in wanted if want.partition not in owned}
+        outcomes = self._turned_away(tx, wanted, owned)
         if outcomes:
             tx.execute(self._disown, {"incarnation": incarnation, **arrays(outcomes)})
-        ours = [want for want in wanted if want.partition in owned]
+        ours = [want for want in wanted if want.run not in outcomes]
         granted = self._insert_claims(tx, me, ours)
         left = [want for want in ours if want.run not in granted]
         if left:
@@ -138,17 +154,39 @@ class Contest:
                 outcomes[Run(*row[:3])] = Granted(row.fence, row.attempt, row.lost_runs, last_chance)
         return outcomes
 
+    def _turned_away(self, tx: Connection, wanted: Sequence[Wanted], owned: Mapping[int, bool]) -> dict[Run, Outcome]:
+        """Runs in partitions that are not ours, of keys that belong elsewhere, or of keys that nobody may run now."""
+        outcomes: dict[Run, Outcome] = {want.run: NotOurs() for want in wanted if want.partition not in owned}
+        here = [want for want in wanted if want.partition in owned]
+        homes = {(want.key, want.partition if want.home is None else want.home) for want in here}
+        params = {"keys": [key for key, _ in homes], "homes": [home for _, home in homes]}
+        places = {(row.task_key, row.home_id): row for row in tx.execute(self._places, params)} if here else {}
+        for want in here:
+            row = places.get((want.key, want.partition if want.home is None else want.home))
+            if row is None:
+                outcomes[want.run] = NotOurs()
+            elif row.partition_id != want.partition:
+                outcomes[want.run] = Elsewhere(row.partition_id, row.pool, row.position, row.locked)
+            elif owned[want.partition]:
+                outcomes[want.run] = Unserved(row.pool)
+        return outcomes
+
     def _insert_claims(self, tx: Connection, me: dict[str, object], wanted: Sequence[Wanted]) -> set[Run]:
         if not wanted:
             return set()
         return {Run(*row) for row in tx.execute(self._insert, {**me, **_columns(wanted)})}
 
     def _resolve(self, tx: Connection, me: dict[str, object], left: Sequence[Wanted], max_lost_runs: int) -> set[Run]:
-        """Take over what a dead holder left, or what this incarnation claimed without hearing the answer."""
+        """Take over what a dead holder left, or what this incarnation claimed without hearing the answer.
+
+        Whoever runs a key that is wanted here is told so, before the last try: either its end comes before that, or
+        it finds the mark and says so.
+        """
         tx.execute(self._settle_keys, {"keys": [want.key for want in left]})
         runs = arrays(want.run for want in left)
         tx.execute(self._give_up, {**runs, "max_lost_runs": max_lost_runs})
         taken = {Run(*row) for row in tx.execute(self._take_over, {**me, **runs})}
+        tx.execute(self._await, {"keys": [want.key for want in left if want.run not in taken]})
         return taken | self._insert_claims(tx, me, [want for want in left if want.run not in taken])
 
     def _refusals(self, tx: Connection, left: Sequence[Wanted]) -> dict[Run, Outcome]:

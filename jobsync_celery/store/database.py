@@ -78,6 +78,7 @@ class Tables:
     fence_seq: str
     timeline: str
     commit_claims: str
+    locks_changed: str
 
 
 class Database:

@@ -63,6 +63,7 @@ class Renewal:
 
     ``misplaced``: some partition waits to be taken or released by this node. ``unsettled``: a partition or a
     running claim still belongs to an incarnation that is gone. ``members`` is empty unless this node watches.
+    ``locks_version`` counts the changes of task locks; ``lock_due`` is in how many seconds the next one expires.
     """
 
     state: str
@@ -71,6 +72,8 @@ class Renewal:
     misplaced: bool
     unsettled: bool
     members: tuple[Member, ...]
+    locks_version: int = 0
+    lock_due: float | None = None
 
     @property
     def watching(self) -> bool:
@@ -134,7 +137,9 @@ class Nodes:
             " WHERE o.incarnation = c.incarnation AND o.state IN ('live', 'draining')))) AS unsettled,"
             " CASE WHEN duty.watching THEN (SELECT json_agg(json_build_array(o.name, o.incarnation, o.state, o.weight,"
             " o.renewals, extract(epoch FROM clock_timestamp() - o.last_heartbeat), o.lease_sec))"
-            " FROM {node} o WHERE o.state IN ('live', 'draining')) END AS members"
+            " FROM {node} o WHERE o.state IN ('live', 'draining')) END AS members,"
+            " (SELECT locks_version FROM {cluster}) AS locks_version,"
+            " extract(epoch FROM (SELECT min(expires_at) FROM {lock}) - clock_timestamp())::float8 AS lock_due"
             " FROM mine, duty",
         )
         self._members = sql(
@@ -198,7 +203,16 @@ class Nodes:
             return None
         row = rows[0]
         members = tuple(_member(*fields) for fields in row.members or ())
-        return Renewal(row.state, row.database_time, int(row.timeline), row.misplaced, row.unsettled, members)
+        return Renewal(
+            row.state,
+            row.database_time,
+            int(row.timeline),
+            row.misplaced,
+            row.unsettled,
+            members,
+            row.locks_version,
+            row.lock_due,
+        )
 
     def members(self, tx: Connection) -> tuple[Member, ...]:
         """All nodes that are live or draining, oldest first."""

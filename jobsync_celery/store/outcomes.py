@@ -9,13 +9,17 @@ from jobsync_celery.core.model import Run
 
 
 class Wanted(NamedTuple):
-    """A run that asks for its claim."""
+    """A run that asks for its claim.
+
+    ``partition`` is where its message was found, ``home`` where it belongs while its key is not locked (None: there).
+    """
 
     run: Run
     task_name: str
     key: str
     token: int
     partition: int
+    home: int | None = None
 
     def record(self) -> dict[str, object]:
         """By the names of columns."""
@@ -28,6 +32,7 @@ class Wanted(NamedTuple):
             "task_key": self.key,
             "token_id": self.token,
             "partition_id": self.partition,
+            "home_id": self.partition if self.home is None else self.home,
         }
 
 
@@ -93,7 +98,27 @@ class NotOurs:
     """The partition is not owned by this incarnation: give the message back."""
 
 
-Outcome = Granted | Known | GivenUp | Busy | NotOurs
+@dataclass(frozen=True)
+class Elsewhere:
+    """The key belongs to another partition, for a task lock was set or cleared: send the message there.
+
+    ``pool`` and ``position`` name a partition of a lock pool; for an ordinary one they are "" and its number.
+    """
+
+    partition: int
+    pool: str
+    position: int
+    locked: bool
+
+
+@dataclass(frozen=True)
+class Unserved:
+    """No live node matches the key's task lock: hold the message until one does, or the lock is gone."""
+
+    pool: str
+
+
+Outcome = Granted | Known | GivenUp | Busy | NotOurs | Elsewhere | Unserved
 
 
 @dataclass(frozen=True)
@@ -101,10 +126,11 @@ class Committed:
     """The answer to a batch: ends that are recorded, ends that wait for a lock on their claim, and outcomes.
 
     An end in neither set was overtaken: another node has the run. If ``unsure``, the database fell silent half-way:
-    a run without an outcome may be claimed or not.
+    a run without an outcome may be claimed or not. If ``awaited``, another node waits for one of these ends.
     """
 
     recorded: set[Run]
     delayed: set[Run]
     outcomes: dict[Run, Outcome]
     unsure: bool = False
+    awaited: bool = False

@@ -7,7 +7,8 @@ target of. Rows are locked in the order of their numbers.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sqlalchemy.engine import Connection
 
@@ -15,13 +16,28 @@ from jobsync_celery.core.model import Seat
 from jobsync_celery.store.database import Database, Link
 
 
+class LockPartition(NamedTuple):
+    """A partition that carries locked keys: which of its pool's partitions it is.
+
+    A caretaker is its owner only because no live node matches: it holds and sends on, and runs nothing.
+    """
+
+    pool: str
+    position: int
+    caretaker: bool = False
+
+
 @dataclass(frozen=True)
 class Share:
-    """What a node has, and what its target says: ``take`` are free, ``release`` are to be handed over."""
+    """What a node has, and what its target says: ``take`` are free, ``release`` are to be handed over.
+
+    ``pools`` are those of them that carry locked keys.
+    """
 
     owned: frozenset[int]
     take: frozenset[int]
     release: frozenset[int]
+    pools: Mapping[int, LockPartition] = field(default_factory=dict)
 
 
 class Partitions:
@@ -30,21 +46,24 @@ class Partitions:
     def __init__(self, database: Database) -> None:
         sql = database.sql
         self._seats = sql(
-            "SELECT partition_id, target, owner, owner_incarnation, last_owner, pool"
+            "SELECT partition_id, target, owner, owner_incarnation, last_owner, pool, caretaker"
             " FROM {partition} ORDER BY partition_id"
         )
         self._share = sql(
-            "SELECT partition_id, target = :name AS wanted, owner_incarnation FROM {partition}"
-            " WHERE target = :name OR owner_incarnation = :incarnation"
+            "SELECT p.partition_id, p.target = :name AS wanted, p.owner_incarnation, p.pool, p.caretaker,"
+            " CASE WHEN p.pool <> '' THEN (SELECT count(*) FROM {partition} q"
+            " WHERE q.pool = p.pool AND q.first_token < p.first_token) END AS position"
+            " FROM {partition} p WHERE p.target = :name OR p.owner_incarnation = :incarnation"
         )
         self._assign = sql(
-            "WITH plan AS (SELECT * FROM unnest(CAST(:numbers AS int[]), CAST(:targets AS text[]))"
-            " AS t (partition_id, target)),"
+            "WITH plan AS (SELECT * FROM unnest(CAST(:numbers AS int[]), CAST(:targets AS text[]),"
+            " CAST(:caretakers AS boolean[])) AS t (partition_id, target, caretaker)),"
             " locked AS (SELECT partition_id FROM {partition} WHERE partition_id = ANY(CAST(:numbers AS int[]))"
             " ORDER BY partition_id FOR UPDATE)"
-            " UPDATE {partition} p SET target = plan.target, assigned_at = clock_timestamp(), version = p.version + 1"
-            " FROM plan JOIN locked USING (partition_id)"
-            " WHERE p.partition_id = plan.partition_id AND p.target IS DISTINCT FROM plan.target"
+            " UPDATE {partition} p SET target = plan.target, caretaker = plan.caretaker,"
+            " assigned_at = clock_timestamp(), version = p.version + 1"
+            " FROM plan JOIN locked USING (partition_id) WHERE p.partition_id = plan.partition_id"
+            " AND (p.target, p.caretaker) IS DISTINCT FROM (plan.target, plan.caretaker)"
         )
         self._take = sql(
             "WITH me AS (SELECT incarnation FROM {node} WHERE name = :name AND incarnation = :incarnation"
@@ -61,6 +80,18 @@ class Partitions:
             " UPDATE {partition} p SET owner = NULL, owner_incarnation = NULL, last_owner = p.owner,"
             " claimed_at = NULL, version = p.version + 1"
             " FROM mine WHERE p.partition_id = mine.partition_id RETURNING p.partition_id"
+        )
+        # Claims hold these rows with a share lock.
+        self._hold_still = sql(
+            "SELECT FROM {partition} WHERE CAST(:numbers AS int[]) IS NULL OR pool <> ''"
+            " OR partition_id = ANY(CAST(:numbers AS int[])) ORDER BY partition_id FOR NO KEY UPDATE"
+        )
+        self._pools = sql("SELECT pool, partition_id FROM {partition} WHERE pool <> '' ORDER BY pool, first_token")
+        self._add_pool = sql(
+            "INSERT INTO {partition} (partition_id, pool, first_token, last_token)"
+            " SELECT (SELECT max(partition_id) FROM {partition}) + t.index, :pool, t.first, t.last"
+            " FROM unnest(CAST(:firsts AS int[]), CAST(:lasts AS int[])) WITH ORDINALITY AS t (first, last, index)"
+            " RETURNING partition_id"
         )
         self._free_orphans = sql(
             "WITH orphans AS (SELECT p.partition_id FROM {partition} p WHERE p.owner_incarnation IS NOT NULL"
@@ -81,6 +112,7 @@ class Partitions:
                 owner_incarnation=row.owner_incarnation,
                 last_owner=row.last_owner,
                 pool=row.pool,
+                caretaker=row.caretaker,
             )
             for row in tx.execute(self._seats)
         ]
@@ -90,17 +122,25 @@ class Partitions:
         owned: set[int] = set()
         take: set[int] = set()
         release: set[int] = set()
-        for number, wanted, owner in link.statement(self._share, {"name": name, "incarnation": incarnation}):
+        pools: dict[int, LockPartition] = {}
+        params = {"name": name, "incarnation": incarnation}
+        for number, wanted, owner, pool, caretaker, position in link.statement(self._share, params):
+            if pool:
+                pools[number] = LockPartition(pool, position, caretaker)
             if owner == incarnation:
                 (owned if wanted else release).add(number)
             elif owner is None:
                 take.add(number)
-        return Share(frozenset(owned | release), frozenset(take), frozenset(release))
+        return Share(frozenset(owned | release), frozenset(take), frozenset(release), pools)
 
-    def assign(self, tx: Connection, targets: Mapping[int, str | None]) -> None:
-        """Write a plan: the new targets of the partitions that move."""
+    def assign(
+        self, tx: Connection, targets: Mapping[int, str | None], caretakers: Collection[int] = frozenset()
+    ) -> None:
+        """Write a plan: the new targets of the partitions that change, and which of these are caretakers only."""
         if targets:
-            tx.execute(self._assign, {"numbers": list(targets), "targets": list(targets.values())})
+            flags = [number in caretakers for number in targets]
+            params = {"numbers": list(targets), "targets": list(targets.values()), "caretakers": flags}
+            tx.execute(self._assign, params)
 
     def take(self, tx: Connection, numbers: Collection[int], name: str, incarnation: int) -> frozenset[int]:
         """Become the owner of those partitions that are still free and meant for this node, if it is live."""
@@ -111,6 +151,23 @@ class Partitions:
         """Give up partitions that this incarnation owns."""
         params = {"numbers": sorted(numbers), "incarnation": incarnation}
         return frozenset(row.partition_id for row in tx.execute(self._release, params))
+
+    def hold_still(self, tx: Connection, numbers: Collection[int] | None = None) -> None:
+        """Let no claim be made in these partitions and those of lock pools, or in any, until the transaction ends."""
+        tx.execute(self._hold_still, {"numbers": None if numbers is None else sorted(numbers)})
+
+    def pools(self, tx: Connection) -> dict[str, tuple[int, ...]]:
+        """The partitions that carry locked keys, by pool, in the order of their positions."""
+        pools: dict[str, tuple[int, ...]] = {}
+        for pool, number in tx.execute(self._pools):
+            pools[pool] = (*pools.get(pool, ()), number)
+        return pools
+
+    def add_pool(self, tx: Connection, pool: str, ranges: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+        """Add the partitions of a pool, which carry these tokens; the leader's row must be locked."""
+        firsts, lasts = zip(*ranges, strict=True)
+        rows = tx.execute(self._add_pool, {"pool": pool, "firsts": list(firsts), "lasts": list(lasts)})
+        return tuple(sorted(row.partition_id for row in rows))
 
     def free_orphans(self, tx: Connection) -> Sequence[int]:
         """Free every partition whose owner is dead or gone."""

@@ -27,6 +27,7 @@ _REMEDIES = {
     "total_tokens": _RESHAPE,
     "partitions": _RESHAPE,
     "hash_function": "set it as stored, or begin another cluster under another appname",
+    "lock_partitions": _RESHAPE,
     "kind": "use another appname: a cluster's partitions go only to nodes of the kind that created it",
 }
 
@@ -39,6 +40,7 @@ class ClusterShape:
     partitions: int
     hash_function: str
     kind: str = "celery"
+    lock_partitions: int = 1
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def ensure_schema(database: Database, settings: ClusterShape) -> ClusterInfo:
 def drop_schema(database: Database) -> None:
     """Drop everything that :func:`ensure_schema` made, with all data; for tests and tools."""
     tables = asdict(database.tables)
-    functions = [tables.pop(noun) for noun in ("timeline", "commit_claims")]
+    functions = [tables.pop(noun) for noun in ("timeline", "commit_claims", "locks_changed")]
     view = tables.pop("token")
     sequences = [tables.pop(noun) for noun in ("incarnation_seq", "fence_seq")]
     with database.transaction("jobsync schema") as tx:
@@ -87,8 +89,8 @@ def drop_schema(database: Database) -> None:
 def _stored(database: Database, link: Link) -> ClusterInfo | None:
     """The cluster if its tables are of the newest revision, None if there is something to do."""
     query = (
-        "SELECT version_num, cluster_id, kind, total_tokens, partitions, hash_function, created_on"
-        " FROM {schema}, {cluster}"
+        "SELECT version_num, cluster_id, kind, total_tokens, partitions, hash_function, lock_partitions,"
+        " created_on FROM {schema}, {cluster}"
     )
     try:
         rows = link.statement(database.sql(query))
@@ -150,7 +152,7 @@ def _migrate(database: Database, tx: Connection) -> None:
     context = MigrationContext.configure(connection=tx, opts=options)
     for revision in context.get_current_heads():
         _check_known(database, revision)
-    names = {**asdict(database.tables), "prefix": database.prefix}
+    names = {**asdict(database.tables), "prefix": database.prefix, "channel": database.channel}
     with Operations.context(context):
         context.run_migrations(names=names)
 
@@ -179,8 +181,9 @@ def _seed(database: Database, tx: Connection, shape: ClusterShape) -> None:
     ranges = [tokens.range(number) for number in range(shape.partitions)]
     tx.execute(
         database.sql(
-            "INSERT INTO {cluster} (cluster_id, kind, total_tokens, partitions, hash_function, timeline)"
-            " VALUES (:cluster_id, :kind, :total_tokens, :partitions, :hash_function, {timeline}())"
+            "INSERT INTO {cluster} (cluster_id, kind, total_tokens, partitions, hash_function, lock_partitions,"
+            " timeline) VALUES (:cluster_id, :kind, :total_tokens, :partitions, :hash_function, :lock_partitions,"
+            " {timeline}())"
         ),
         {"cluster_id": str(uuid.uuid4()), **asdict(shape)},
     )
@@ -198,7 +201,7 @@ def _seed(database: Database, tx: Connection, shape: ClusterShape) -> None:
 
 
 def _cluster(row: Row) -> ClusterInfo:
-    shape = ClusterShape(row.total_tokens, row.partitions, row.hash_function, row.kind)
+    shape = ClusterShape(row.total_tokens, row.partitions, row.hash_function, row.kind, row.lock_partitions)
     return ClusterInfo(row.cluster_id, shape, row.created_on)
 
 

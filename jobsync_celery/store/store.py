@@ -7,6 +7,7 @@ from sqlalchemy.engine import Connection
 from jobsync_celery.store.claims import Claims
 from jobsync_celery.store.database import Database
 from jobsync_celery.store.leader import Leaders
+from jobsync_celery.store.locks import Locks
 from jobsync_celery.store.nodes import Nodes
 from jobsync_celery.store.partitions import Partitions
 
@@ -20,6 +21,7 @@ class Store:
         self.partitions = Partitions(database)
         self.leaders = Leaders(database)
         self.claims = Claims(database)
+        self.locks = Locks(database)
         self._notify = database.sql("SELECT pg_notify(:channel, :payload)")
 
     def notify(self, tx: Connection, payload: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobsync_celery.core.model import Run
@@ -13,6 +13,7 @@ from jobsync_celery.runtime.events import Events
 from jobsync_celery.store.database import Database, Timeouts
 from jobsync_celery.store.nodes import Identity
 from jobsync_celery.store.outcomes import Wanted
+from jobsync_celery.store.partitions import LockPartition
 from jobsync_celery.store.schema import ClusterShape, ensure_schema
 from jobsync_celery.store.store import Store
 
@@ -59,9 +60,13 @@ class RecordingSurface:
 
     def __init__(self) -> None:
         self.consumed: set[int] = set()
+        self.learnt: dict[int, LockPartition] = {}
         self.calls: list[tuple[str, frozenset[int]]] = []
         self.stopped: Callable[[frozenset[int]], None] | None = None
         self.recovered = self.rechecked = 0
+
+    def learn(self, pools: Mapping[int, LockPartition]) -> None:
+        self.learnt.update(pools)
 
     def start(self, partitions: frozenset[int]) -> None:
         self.calls.append(("start", partitions))

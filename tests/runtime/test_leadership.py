@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from stage import Clock, Facts, Outage, counts, identity, join, rows, store_at, wanted
+from stage import SHAPE, Clock, Facts, Outage, counts, identity, join, rows, store_at, wanted
 
 from jobsync_celery.core.model import Member
-from jobsync_celery.core.tokens import TokenMap
 from jobsync_celery.errors import StoreUnavailable
-from jobsync_celery.runtime.leadership import FirstPlan, Leadership, leads
+from jobsync_celery.runtime.leadership import FirstPlan, Leadership
+from jobsync_celery.runtime.rebalancing import leads
 from jobsync_celery.store.store import Store
 
 INTERVAL, TIMEOUT = 2.0, 10.0
@@ -26,7 +26,7 @@ class Watcher:
         self.leadership = Leadership(
             cluster.store,
             self.link,
-            TokenMap(640, 64, "double_sha256"),
+            SHAPE,
             self.facts.events,
             name=name,
             interval=INTERVAL,

@@ -111,7 +111,8 @@ def test_tokens_are_those_of_owned_partitions_outside_pools(database: Database) 
     run(
         database,
         "UPDATE {partition} SET owner = 'worker-01', owner_incarnation = 1, version = 5 WHERE partition_id = 1",
-        "INSERT INTO {partition} (partition_id, pool, owner, owner_incarnation) VALUES (3, 'gpu', 'worker-01', 1)",
+        "INSERT INTO {partition} (partition_id, pool, first_token, last_token, owner, owner_incarnation)"
+        " VALUES (3, '[\"gpu-%\"]', 0, 9, 'worker-01', 1)",
     )
     tokens = rows(database, "SELECT token_id, node, version FROM {token} ORDER BY token_id")
     assert tokens == [(4, "worker-01", 5), (5, "worker-01", 5), (6, "worker-01", 5)]
@@ -197,8 +198,8 @@ def test_every_statement_of_the_operator_guide_runs_unchanged(database: Database
         "INSERT INTO {node} (name, last_heartbeat) VALUES ('worker-01', clock_timestamp())",
         "INSERT INTO {node} (name, state) VALUES ('script', 'admin')",
         "UPDATE {partition} SET owner = 'worker-01', owner_incarnation = 1",
-        "INSERT INTO {lock} (task_id, node_patterns, created_by)"
-        " VALUES ('1', '[\"%gpu%\"]', 'gone'), ('2', '[]', 'script')",
+        "INSERT INTO {lock} (task_id, node_patterns, partition_id, created_by)"
+        " VALUES ('1', '[\"%gpu%\"]', 64, 'gone'), ('2', '[]', 64, 'script')",
     )
     link = database.link("operator")
     answers = {statement: link.statement(text(statement)) for statement in GUIDE}

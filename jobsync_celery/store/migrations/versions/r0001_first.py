@@ -46,9 +46,10 @@ INSERT INTO {leader} DEFAULT VALUES;
 _PARTITIONS = """
 CREATE TABLE {partition} (
     partition_id integer PRIMARY KEY,
+    first_token integer NOT NULL,
+    last_token integer NOT NULL,
     pool text NOT NULL DEFAULT '',
-    first_token integer,
-    last_token integer,
+    caretaker boolean NOT NULL DEFAULT false,
     target text,
     owner text,
     owner_incarnation bigint,
@@ -56,7 +57,7 @@ CREATE TABLE {partition} (
     version bigint NOT NULL DEFAULT 0,
     assigned_at timestamptz,
     claimed_at timestamptz,
-    CHECK (pool <> '' OR first_token <= last_token),
+    CHECK (first_token <= last_token),
     CHECK ((owner IS NULL) = (owner_incarnation IS NULL))
 ) WITH (fillfactor = 50);
 CREATE VIEW {token} AS
@@ -79,6 +80,7 @@ CREATE TABLE {claim} (
     attempt integer NOT NULL DEFAULT 1,
     lost_runs integer NOT NULL DEFAULT 0,
     started boolean NOT NULL DEFAULT false,
+    awaited boolean NOT NULL DEFAULT false,
     task_id text NOT NULL,
     origin text NOT NULL DEFAULT '',
     task_name text,
@@ -98,6 +100,7 @@ _LOCKS = """
 CREATE TABLE {lock} (
     task_id text PRIMARY KEY,
     node_patterns jsonb NOT NULL,
+    partition_id integer NOT NULL,
     reason text,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     created_by text,
@@ -134,9 +137,24 @@ CREATE TABLE {cluster} (
     total_tokens integer NOT NULL CHECK (total_tokens > 0),
     partitions integer NOT NULL CHECK (partitions BETWEEN 1 AND total_tokens),
     hash_function text NOT NULL,
+    lock_partitions integer NOT NULL DEFAULT 1 CHECK (lock_partitions > 0),
     timeline bigint NOT NULL DEFAULT 0,
+    locks_version bigint NOT NULL DEFAULT 0,
+    locks_changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     created_on timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+"""
+
+# A trigger, so that what operators change by hand is noticed like everything else.
+_LOCKS_CHANGED = """
+CREATE FUNCTION {locks_changed}() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE {cluster} SET locks_version = locks_version + 1, locks_changed_at = clock_timestamp();
+    PERFORM pg_catalog.pg_notify('{channel}', 'locks');
+    RETURN NULL;
+END $$;
+CREATE TRIGGER "{prefix}locks_changed" AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {lock}
+    FOR EACH STATEMENT EXECUTE FUNCTION {locks_changed}();
 """
 
 # Some managed services refuse to tell the position in the WAL; fences then grow by their sequence alone.
@@ -163,9 +181,10 @@ DECLARE
     this_timeline bigint := {timeline}();
     held int[];
     recorded bigint;
+    heard bigint;
 BEGIN
     -- Ends of claims that nobody took over, unless they have ended otherwise; what is locked is left for later.
-    -- The first row tells how many were recorded.
+    -- The first row tells how many were recorded, and for how many of them somebody waits elsewhere.
     WITH open AS (
         SELECT c.task_id, c.origin, c.retries, e.state AS end_state, e.crashed AND c.state = 'running' AS crashed
         FROM json_to_recordset(ended)
@@ -174,19 +193,22 @@ BEGIN
             AND c.fence = e.fence
         WHERE c.state IN ('running', 'lost', e.state)
         ORDER BY c.task_key FOR NO KEY UPDATE OF c SKIP LOCKED
+    ), closed AS (
+        UPDATE {claim} c SET state = open.end_state, finished_on = clock_timestamp(),
+            lost_runs = c.lost_runs + open.crashed::int,
+            started = CASE open.end_state WHEN 'lost' THEN open.crashed ELSE c.started END
+        FROM open
+        WHERE c.task_id = open.task_id AND c.origin = open.origin AND c.retries = open.retries
+        RETURNING c.awaited
     )
-    UPDATE {claim} c SET state = open.end_state, finished_on = clock_timestamp(),
-        lost_runs = c.lost_runs + open.crashed::int,
-        started = CASE open.end_state WHEN 'lost' THEN open.crashed ELSE c.started END
-    FROM open
-    WHERE c.task_id = open.task_id AND c.origin = open.origin AND c.retries = open.retries;
-    GET DIAGNOSTICS recorded = ROW_COUNT;
-    RETURN QUERY SELECT NULL::text, NULL::text, NULL::int, recorded;
+    SELECT count(*), count(*) FILTER (WHERE closed.awaited) INTO recorded, heard FROM closed;
+    RETURN QUERY SELECT NULL::text, NULL::text, heard::int, recorded;
 
     IF json_array_length(wanted) = 0 THEN
         RETURN;
     END IF;
-    -- From here to the commit the holder is neither evicted nor relieved of these partitions.
+    -- From here to the commit the holder is neither evicted nor relieved of these partitions, and no key of theirs
+    -- is locked or unlocked.
     PERFORM FROM {node} n
     WHERE n.name = holder AND n.incarnation = holder_incarnation AND n.state IN ('live', 'draining')
         AND (known_timeline IS NULL OR known_timeline = this_timeline)
@@ -196,29 +218,54 @@ BEGIN
     END IF;
     SELECT array_agg(locked.partition_id) INTO held FROM (
         SELECT p.partition_id FROM {partition} p
-        WHERE p.partition_id = ANY (partitions) AND p.owner_incarnation = holder_incarnation
+        WHERE p.partition_id = ANY (partitions) AND p.owner_incarnation = holder_incarnation AND NOT p.caretaker
         ORDER BY p.partition_id FOR SHARE
     ) AS locked;
 
-    RETURN QUERY
+    IF NOT EXISTS (SELECT FROM {partition} p WHERE p.pool <> '') THEN
+        RETURN QUERY
+        INSERT INTO {claim} AS c (task_id, origin, retries, task_name, task_key, token_id, partition_id,
+            node, incarnation, fence, attempt, state)
+        SELECT w.task_id, w.origin, w.retries, w.task_name, w.task_key, w.token_id, w.partition_id,
+            holder, holder_incarnation, (this_timeline << 40) + nextval('{fence_seq}'), 1, 'running'
+        FROM json_to_recordset(wanted) AS w (task_id text, origin text, retries int, task_name text, task_key text,
+            token_id int, partition_id int)
+        WHERE w.partition_id = ANY (held) AND {grantable}
+        ON CONFLICT DO NOTHING
+        RETURNING c.task_id, c.origin, c.retries, c.fence;
+        RETURN;
+    END IF;
+    -- With task locks a key may have claims in two partitions, of two owners. Then the order of partition locks does
+    -- not order the fences of a key; its unique index does, so the fence is drawn behind the insert.
     INSERT INTO {claim} AS c (task_id, origin, retries, task_name, task_key, token_id, partition_id,
         node, incarnation, fence, attempt, state)
     SELECT w.task_id, w.origin, w.retries, w.task_name, w.task_key, w.token_id, w.partition_id,
-        holder, holder_incarnation, (this_timeline << 40) + nextval('{fence_seq}'), 1, 'running'
+        holder, holder_incarnation, 0, 1, 'running'
     FROM json_to_recordset(wanted) AS w (task_id text, origin text, retries int, task_name text, task_key text,
-        token_id int, partition_id int)
-    WHERE w.partition_id = ANY (held)
-        AND NOT EXISTS (SELECT FROM {claim} later
-            WHERE later.task_id = w.task_id AND later.origin = w.origin AND later.retries > w.retries)
-        -- Not left to the conflict: it would wait for a transaction that is about to end the other claim.
-        AND NOT EXISTS (SELECT FROM {claim} rival WHERE rival.task_key = w.task_key AND rival.state = 'running')
-    ON CONFLICT DO NOTHING
+        token_id int, partition_id int, home_id int)
+    WHERE w.partition_id = ANY (held) AND {grantable}
+        AND w.partition_id = coalesce((SELECT l.partition_id FROM {lock} l WHERE l.task_id = w.task_key), w.home_id)
+    ON CONFLICT DO NOTHING;
+    RETURN QUERY
+    UPDATE {claim} c SET fence = (this_timeline << 40) + nextval('{fence_seq}')
+    FROM json_to_recordset(wanted) AS w (task_id text, origin text, retries int)
+    WHERE c.task_id = w.task_id AND c.origin = w.origin AND c.retries = w.retries
+        AND c.fence = 0 AND c.incarnation = holder_incarnation
     RETURNING c.task_id, c.origin, c.retries, c.fence;
 END $$
 """
 
 
+_GRANTABLE = """
+            NOT EXISTS (SELECT FROM {claim} later
+                WHERE later.task_id = w.task_id AND later.origin = w.origin AND later.retries > w.retries)
+            -- Not left to the conflict: it would wait for a transaction that is about to end the other claim.
+            AND NOT EXISTS (SELECT FROM {claim} rival WHERE rival.task_key = w.task_key AND rival.state = 'running')
+"""
+
+
 def upgrade(names: Mapping[str, str]) -> None:
     """Create everything; ``names`` gives the quoted table names, and the bare prefix for indexes."""
-    for script in (_NODES, _PARTITIONS, _CLAIMS, _LOCKS, _HISTORY, _TIMELINE, _COMMIT_CLAIMS):
+    names = {**names, "grantable": _GRANTABLE.strip().format_map(names)}
+    for script in (_NODES, _PARTITIONS, _CLAIMS, _LOCKS, _HISTORY, _LOCKS_CHANGED, _TIMELINE, _COMMIT_CLAIMS):
         op.get_bind().exec_driver_sql(script.format_map(names))

@@ -1,0 +1,44 @@
+"""Where a message was found, and where it belongs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobsync_celery.plugin.coordinated import Coordination, Registry
+from jobsync_celery.plugin.delivery import Delivery
+from jobsync_celery.plugin.router import PartitionQueues
+
+#: No partition: of a pool that nobody has made yet, or of a queue that carries none.
+NOWHERE = -1
+
+
+class Arrivals:
+    """Reads what the gate has to know of a request. A pure look-up: it asks no server."""
+
+    def __init__(self, registry: Registry, queues: PartitionQueues) -> None:
+        self._registry = registry
+        self._queues = queues
+
+    def coordination(self, request: Any) -> Coordination | None:
+        """How the request's task is coordinated; None for an ordinary one."""
+        return self._registry.get(request.task.name)
+
+    def delivery(self, coordination: Coordination, request: Any, connection: int) -> Delivery:
+        """The request as a delivery; raises :class:`KeyMissing`.
+
+        Its partition is that of the queue it came on, if a message of its key may lie there: in the queue where it
+        belongs, or in a lock pool's, since its key may be locked. Otherwise it is :data:`NOWHERE`.
+        """
+        key = coordination.key(request.args, request.kwargs)
+        token = self._queues.tokens.token(key)
+        home = self._home(coordination, key, token)
+        found = self._queues.number(request.delivery_info.get("routing_key"))
+        fits = found is not None and (found == home or self._queues.carries_locked(found))
+        partition = found if fits and found is not None else NOWHERE
+        return Delivery(request, key, token, partition, connection, home=home, pool=coordination.pool)
+
+    def _home(self, coordination: Coordination, key: str, token: int) -> int:
+        if not coordination.pool:
+            return self._queues.tokens.partition(token)
+        number = self._queues.number(str(self._queues.for_key(key, coordination.pool).name))
+        return NOWHERE if number is None else number

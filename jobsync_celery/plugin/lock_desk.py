@@ -1,0 +1,95 @@
+"""Task locks for users: in workers, scripts and shells alike, each call a transaction of its own."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from jobsync_celery.core.locks import patterns_of
+from jobsync_celery.core.tokens import key_text
+from jobsync_celery.errors import LockInvalid
+from jobsync_celery.plugin.cluster import Cluster
+from jobsync_celery.runtime.task_locks import LockRequest, TaskLocks
+from jobsync_celery.store.database import Connection, set_patience
+from jobsync_celery.store.locks import TaskLock
+from jobsync_celery.store.schema import ensure_schema
+
+_DAY_SEC = 86400.0
+#: Seconds for thousands of locks at once.
+_PATIENCE = 60.0
+
+Patterns = str | Iterable[str]
+
+
+class LockDesk:
+    """Sets, lists and clears the task locks of a cluster.
+
+    Arguments:
+        creator: who sets the locks that are set here.
+    """
+
+    def __init__(self, cluster: Cluster, creator: str) -> None:
+        self._cluster = cluster
+        self._creator = creator
+        self._locks = TaskLocks(cluster.store, cluster.shape)
+
+    def register(self, requests: Iterable[tuple[object, Patterns, str | None, float | None]]) -> int:
+        """Lock keys, given as (key, patterns, reason, days until it expires); how many keys that are.
+
+        All are checked before one is set. Raises KeyInvalid and LockInvalid.
+        """
+        wanted = [_request(*request) for request in requests]
+        with self._changing() as tx:
+            self._locks.set(tx, wanted, self._creator)
+        return len({request.key for request in wanted})
+
+    def clear(self, keys: Sequence[object]) -> int:
+        """Unlock these keys; how many were locked."""
+        texts = [key_text(key) for key in keys]
+        with self._changing() as tx:
+            return self._locks.clear(tx, texts)
+
+    def clear_by_creator(self, creator: str) -> int:
+        """Unlock what ``creator`` had locked; how many keys that were."""
+        with self._changing() as tx:
+            return self._locks.clear_by_creator(tx, creator)
+
+    def clear_all(self) -> int:
+        """Unlock everything; how many keys that were."""
+        with self._changing() as tx:
+            return self._locks.clear_all(tx)
+
+    def list(self) -> list[TaskLock]:
+        """All task locks, the oldest first."""
+        with self._changing() as tx:
+            return self._cluster.store.locks.list(tx)
+
+    @contextmanager
+    def _changing(self) -> Iterator[Connection]:
+        database = self._cluster.store.database
+        ensure_schema(database, self._cluster.shape)
+        with database.transaction("jobsync locks") as tx:
+            set_patience(tx, _PATIENCE)
+            yield tx
+
+
+def creator_of(cluster: Cluster, node: str | None) -> str:
+    """Who sets locks in this process: the node it is, else the name in the settings, else the machine."""
+    return node or cluster.config.node_name or f"admin@{socket.gethostname()}"
+
+
+def _request(key: object, patterns: Patterns, reason: object, expires_in_days: object) -> LockRequest:
+    text = key_text(key)
+    if reason is None or (isinstance(reason, str) and "\0" not in reason):
+        return LockRequest(text, patterns_of(patterns), reason, _seconds(text, expires_in_days))
+    raise LockInvalid(f"the reason for locking {text!r} must be a text without NUL, not {reason!r}")
+
+
+def _seconds(key: str, days: object) -> float | None:
+    if days is None:
+        return None
+    if not isinstance(days, (int, float)) or isinstance(days, bool) or not math.isfinite(days) or days <= 0:
+        raise LockInvalid(f"the lock of {key!r} must expire in a positive number of days, not {days!r}")
+    return days * _DAY_SEC

@@ -1,0 +1,60 @@
+"""Where keys belong, as one node may say without asking the database.
+
+Claims do not rely on it: the database decides there. This is for code that asks whether a key is this node's while no
+task runs. Two nodes must never both say yes, though they learn of a task lock at different times. Everybody who may
+say yes has renewed its lease within one lease, and has learnt of every change before that. So whoever loses a key by
+a change says no at once, and whoever gains it says yes one lease later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from jobsync_celery.core.lease import DRIFT
+from jobsync_celery.core.tokens import TokenMap
+from jobsync_celery.store.locks import Placements
+
+
+class Placement:
+    """The partition of each key. The node's thread writes; any thread may ask.
+
+    Arguments:
+        lease_sec: the longest lease of any node that may say yes, in seconds.
+        clock: the boot clock.
+    """
+
+    def __init__(self, tokens: TokenMap, lease_sec: float, clock: Callable[[], float]) -> None:
+        self._tokens = tokens
+        self._settles_in = lease_sec * (1 + DRIFT)
+        self._clock = clock
+        self._locked: Mapping[str, int] = {}
+        self._settling: dict[str, float] = {}
+        self._sure_from: float | None = None
+        #: The version of the task locks that this is of; None before the first, and while a newer one is read.
+        self.version: int | None = None
+
+    def of(self, key: str) -> int | None:
+        """The partition that the key belongs to; None while that is not sure."""
+        now = self._clock()
+        if self.version is None or self._sure_from is None or now < self._sure_from:
+            return None
+        if now < self._settling.get(key, now):
+            return None
+        return self._locked.get(key, self._tokens.partition_for(key))
+
+    def doubt(self) -> None:
+        """There is a newer version: say nothing until it is learnt."""
+        self.version = None
+
+    def learn(self, placements: Placements) -> None:
+        """Take in a version, read from the database just now."""
+        now = self._clock()
+        before, after = self._locked, dict(placements.locked)
+        if self._sure_from is None:
+            self._sure_from = now + max(0.0, self._settles_in - max(0.0, placements.age))
+        else:
+            changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+            waiting = {key: until for key, until in self._settling.items() if until > now}
+            self._settling = {**waiting, **dict.fromkeys(changed, now + self._settles_in)}
+        self._locked = after
+        self.version = placements.version

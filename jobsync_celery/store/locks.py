@@ -1,0 +1,144 @@
+"""Task locks in the database: which keys are tied to which nodes, and where their messages belong.
+
+A key belongs to one partition at a time. Who locks or unlocks it first locks the rows of the partitions that it may
+leave or enter, which every claim shares: so no claim stands in a partition that the key left before it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.engine import Connection
+
+from jobsync_celery.core.locks import patterns_in
+from jobsync_celery.store.database import Database, Link
+
+
+@dataclass(frozen=True)
+class TaskLock:
+    """A key that is tied to nodes, as the database has it.
+
+    ``unserved``: no live node matches any of its patterns, so the key's tasks wait.
+    """
+
+    key: str
+    patterns: tuple[str, ...]
+    reason: str | None
+    created_at: datetime
+    created_by: str | None
+    expires_at: datetime | None
+    partition: int
+    unserved: bool
+
+
+@dataclass(frozen=True)
+class NewLock:
+    """A lock to be set; ``expires_in`` is in seconds, None for never."""
+
+    key: str
+    pool: str
+    partition: int
+    reason: str | None = None
+    expires_in: float | None = None
+
+
+@dataclass(frozen=True)
+class Placements:
+    """Which partition each locked key belongs to, as of a version; ``age`` seconds ago it became so."""
+
+    version: int
+    age: float
+    locked: Mapping[str, int]
+
+
+class Locks:
+    """The rows of ``sync_lock``."""
+
+    def __init__(self, database: Database) -> None:
+        sql = database.sql
+        self._set = sql(
+            "INSERT INTO {lock} AS l (task_id, node_patterns, partition_id, reason, created_at, created_by, expires_at)"
+            " SELECT w.key, CAST(w.pool AS jsonb), w.partition_id, w.reason, clock_timestamp(), :created_by,"
+            " clock_timestamp() + make_interval(secs => w.expires_in)"
+            " FROM unnest(CAST(:keys AS text[]), CAST(:pools AS text[]), CAST(:partitions AS int[]),"
+            " CAST(:reasons AS text[]), CAST(:expires_in AS float8[]))"
+            " AS w (key, pool, partition_id, reason, expires_in) ORDER BY w.key"
+            " ON CONFLICT (task_id) DO UPDATE SET node_patterns = excluded.node_patterns,"
+            " partition_id = excluded.partition_id, reason = excluded.reason, created_at = excluded.created_at,"
+            " created_by = excluded.created_by, expires_at = excluded.expires_at"
+        )
+        self._clear = sql("DELETE FROM {lock} WHERE task_id = ANY(CAST(:keys AS text[]))")
+        self._clear_due = sql(
+            "DELETE FROM {lock} WHERE task_id = ANY(CAST(:keys AS text[])) AND expires_at <= clock_timestamp()"
+        )
+        self._by_creator = sql("SELECT task_id FROM {lock} WHERE created_by = :created_by")
+        self._all = sql("SELECT task_id FROM {lock}")
+        self._due = sql("SELECT task_id FROM {lock} WHERE expires_at <= clock_timestamp()")
+        self._list = sql(
+            "SELECT l.task_id, p.pool, l.reason, l.created_at, l.created_by, l.expires_at, l.partition_id,"
+            " p.caretaker OR p.target IS NULL AS unserved"
+            " FROM {lock} l JOIN {partition} p USING (partition_id) ORDER BY l.created_at, l.task_id"
+        )
+        self._placements = sql(
+            "SELECT (SELECT locks_version FROM {cluster}) AS version, l.task_id, l.partition_id,"
+            " extract(epoch FROM clock_timestamp() - (SELECT locks_changed_at FROM {cluster}))::float8 AS age"
+            " FROM (SELECT) AS always LEFT JOIN {lock} l ON true"
+        )
+        self._creator = sql(
+            "INSERT INTO {node} (name, incarnation, kind, state) VALUES (:name, nextval('{incarnation_seq}'), :kind,"
+            " 'admin') ON CONFLICT (name) DO NOTHING"
+        )
+
+    def set(self, tx: Connection, locks: Sequence[NewLock], created_by: str) -> None:
+        """Set locks, in place of those that the keys had."""
+        params = {
+            "keys": [lock.key for lock in locks],
+            "pools": [lock.pool for lock in locks],
+            "partitions": [lock.partition for lock in locks],
+            "reasons": [lock.reason for lock in locks],
+            "expires_in": [lock.expires_in for lock in locks],
+            "created_by": created_by,
+        }
+        tx.execute(self._set, params)
+
+    def introduce(self, tx: Connection, name: str, kind: str) -> None:
+        """Leave a row for a creator of locks that is no node, so that its locks are not taken for orphans."""
+        tx.execute(self._creator, {"name": name, "kind": kind})
+
+    def clear(self, tx: Connection, keys: Collection[str], *, due: bool = False) -> int:
+        """Clear the locks of these keys, only those that have expired if ``due``; how many there were."""
+        return tx.execute(self._clear_due if due else self._clear, {"keys": list(keys)}).rowcount
+
+    def keys(self, tx: Connection, created_by: str | None = None) -> list[str]:
+        """The keys that are locked, by anybody or by one creator."""
+        if created_by is None:
+            return list(tx.execute(self._all).scalars())
+        return list(tx.execute(self._by_creator, {"created_by": created_by}).scalars())
+
+    def due(self, tx: Connection) -> list[str]:
+        """The keys whose locks have expired, by the database's clock."""
+        return list(tx.execute(self._due).scalars())
+
+    def list(self, tx: Connection) -> list[TaskLock]:
+        """All locks, the oldest first."""
+        return [
+            TaskLock(
+                key=row.task_id,
+                patterns=patterns_in(row.pool),
+                reason=row.reason,
+                created_at=row.created_at,
+                created_by=row.created_by,
+                expires_at=row.expires_at,
+                partition=row.partition_id,
+                unserved=row.unserved,
+            )
+            for row in tx.execute(self._list)
+        ]
+
+    def placements(self, link: Link) -> Placements:
+        """Which partition each locked key belongs to; one statement."""
+        rows = link.statement(self._placements)
+        locked = {row.task_id: row.partition_id for row in rows if row.task_id is not None}
+        return Placements(rows[0].version, rows[0].age, locked)
