@@ -21,6 +21,10 @@ class KeyInvalid(JobsyncError, ValueError):
     """Raised when a value cannot be a key: wrong type, empty, too long, or not storable as text."""
 
 
+class LockInvalid(JobsyncError, ValueError):
+    """Raised when node patterns cannot make a task lock: none or too many, wrong type or length, not storable."""
+
+
 class KeyMissing(JobsyncError, ValueError):
     """Raised at publish when a task's key cannot be computed from its arguments.
 

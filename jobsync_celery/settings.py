@@ -34,11 +34,13 @@ class CoordinationConfig:
     heartbeat_interval_sec, heartbeat_timeout_sec: how often a node renews its lease, and its length.
     rebalance_check_interval_sec: how often beat looks whether a plan is missing.
     appname, schema, queue_prefix: prefix of the tables, their schema, prefix of the queues.
+    lock_partitions: partitions of each pool of task locks.
     hold_limit: messages a node holds back for keys that are running.
     claim_retention: how long a run recorded done is remembered.
     max_lost_runs: after so many runs that were lost because a worker or pool child died, the task is failed.
     rejoin_grace_sec: how long partitions wait for a node that left to come back under its name.
-    node_name, weight: this worker's name (None: Celery's nodename) and its share relative to others.
+    node_name, weight: this worker's name (None: Celery's nodename) and its share relative to others
+        ("concurrency": the size of its pool).
     tasks: key of each task that producers without its code publish: argument name or position.
     enabled: False switches coordination off; no database is needed then.
     """
@@ -60,12 +62,13 @@ class CoordinationConfig:
     appname: str = "sync_"
     schema: str | None = None
     queue_prefix: str = "jobsync-"
+    lock_partitions: int = 1
     hold_limit: int = 1000
     claim_retention: float = 86400
     max_lost_runs: int = 3
     rejoin_grace_sec: float = 0
     node_name: str | None = None
-    weight: float = 1.0
+    weight: float | str = 1.0
     enabled: bool = True
     tasks: Mapping[str, str | int] = field(default_factory=dict, hash=False)
 
@@ -112,6 +115,10 @@ class CoordinationConfig:
             raise SettingsError(f"no database is named: write {_EXAMPLE}")
         return _url_of_parts(self)
 
+    def weight_for(self, pool_size: int) -> float:
+        """Return the weight of a node whose worker runs so many tasks at a time."""
+        return pool_size if isinstance(self.weight, str) else self.weight
+
     @property
     def statement_timeout(self) -> float:
         """Longest time for one statement: a fifth of the lease, 0.2 to 5 seconds."""
@@ -136,8 +143,11 @@ class _Number:
     low: float
     high: float = math.inf
     whole: bool = False
+    word: str | None = None
 
     def admits(self, value: object) -> bool:
+        if isinstance(value, str):
+            return value == self.word
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
         return math.isfinite(value) and self.low <= value <= self.high
@@ -145,7 +155,7 @@ class _Number:
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a finite number"
         limits = f"{self.low} or more" if self.high == math.inf else f"{self.low} to {self.high}"
-        return f"{kind}, {limits}"
+        return f"{kind}, {limits}" + (f', or "{self.word}"' if self.word else "")
 
 
 @dataclass(frozen=True)
@@ -181,12 +191,13 @@ _RULES: Mapping[str, _Number | _Text] = {
         r"(?!amq\.)[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}",
         "at most 64 letters, digits and _ . -, beginning with none of . - amq.",
     ),
+    "lock_partitions": _Number(1, 64, whole=True),
     "hold_limit": _Number(1, whole=True),
     "claim_retention": _Number(1),
     "max_lost_runs": _Number(1, whole=True),
     "rejoin_grace_sec": _Number(0),
     "node_name": _Text(r"[^\s\0]{1,255}", "1 to 255 characters without spaces"),
-    "weight": _Number(0),
+    "weight": _Number(0, word="concurrency"),
 }
 
 _OPTIONAL = frozenset(("url", "schema", "node_name", *DATABASE_PARTS))

@@ -70,6 +70,13 @@ def test_an_unknown_name_is_refused_with_the_nearest_valid_one(wrong: str, neare
         ({"wait_on_enter": math.nan}, "wait_on_enter must be"),
         ({"weight": -0.1}, "weight must be"),
         ({"weight": None}, "weight must be"),
+        ({"weight": True}, "weight must be"),
+        ({"weight": math.nan}, "weight must be"),
+        ({"weight": "2"}, "weight must be a finite number, 0 or more, or \"concurrency\", not '2'"),
+        ({"weight": "Concurrency"}, "weight must be"),
+        ({"lock_partitions": 0}, "lock_partitions must be a whole number, 1 to 64"),
+        ({"lock_partitions": 65}, "lock_partitions must be"),
+        ({"lock_partitions": 1.0}, "lock_partitions must be"),
         ({"hold_limit": 0}, "hold_limit must be"),
         ({"hash_function": "nope"}, "one of md5, sha256, double_sha256"),
         ({"appname": "x; drop table y"}, "identifier"),
@@ -116,11 +123,17 @@ def test_an_impossible_setting_is_refused_with_the_rule(settings: dict[str, obje
         {"schema": "jobs", "appname": "_a1", "queue_prefix": "Jobs.v1_"},
         {"tasks": {"proj.settle": "account_id", "proj.other": 0}},
         {"weight": 0, "node_name": "worker-01", "rejoin_grace_sec": 20.5},
+        {"weight": "concurrency", "lock_partitions": 64},
     ],
 )
 def test_possible_settings_are_taken_as_given(settings: dict[str, object]) -> None:
     given = config(**settings)
     assert {name: getattr(given, name) for name in settings} == settings
+
+
+def test_a_weight_is_the_number_given_or_the_size_of_the_pool() -> None:
+    assert config(weight=2.5).weight_for(8) == 2.5
+    assert config(weight="concurrency").weight_for(8) == 8
 
 
 def test_a_host_alone_is_completed_with_the_guides_defaults() -> None:

@@ -35,7 +35,11 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One row of the partition table: who should have the partition, who has it, who had it before."""
+    """One row of the partition table: who should have the partition, who has it, who had it before.
+
+    `pool` is the text of a task lock's patterns, "" for what is not locked. `caretaker` is true while the target
+    may only forward and hold what lies in the queue, because no live node may run it.
+    """
 
     number: int
     target: str | None = None
@@ -43,6 +47,7 @@ class Seat:
     owner_incarnation: int | None = None
     last_owner: str | None = None
     pool: str = ""
+    caretaker: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +61,16 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The target of every partition, and the changes of target that lead there, by partition number."""
+    """The target of every partition, and the changes of target that lead there, by partition number.
+
+    `caretakers` are the partitions whose target may only forward and hold; `flipped` those whose target stays while
+    that changes. So what has to be written is the target and the caretaker of every partition that moves or flips.
+    """
 
     targets: Mapping[int, str | None]
     moves: tuple[Move, ...]
+    caretakers: frozenset[int] = frozenset()
+    flipped: frozenset[int] = frozenset()
 
 
 def short(incarnation: int) -> str:

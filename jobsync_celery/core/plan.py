@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
+from typing import Any
 
+from jobsync_celery.core.locks import eligible, patterns_in
 from jobsync_celery.core.model import Member, Move, Plan, Seat
 
 
@@ -18,23 +21,88 @@ def plan(members: Sequence[Member], seats: Sequence[Seat], *, absent: Collection
     seats. Among seats that could change, those that their target does not own yet go first.
     Seats targeted at a name in `absent` (awaited, and not live) stay and count for nobody.
 
+    Each pool of a task lock is shared by itself in the same way, among the members eligible for its patterns; the
+    seats of the pool "" are planned as if there were no others. In a lock pool everybody gets an exact share by weight
+    rounded down or up. Up it goes where a seat stays by it, then with those who have the fewest seats of lock pools
+    for their weight: so pools of a single seat spread, and no heavier newcomer takes them.
+    A lock pool without an eligible member is shared among all live ones as `caretakers`, who may not run what is in
+    it. A seat that stays for an absent or draining name keeps what it is.
+
     With no live member nothing is given away: a draining member keeps its seats, other targets become None.
     The order of the arguments does not matter; ties go to the lower incarnation, then to the name.
-    Time is O(P log P + N log N) for P seats and N members; linear in P for seats sorted by number.
+    Time is O(P log P + N log N) for P seats and N members, and O(N log p) more for each lock pool of p seats, beside
+    the matching of N names; linear in P for seats sorted by number.
     """
     ordered = sorted(seats, key=lambda seat: seat.number)
-    live = [member for member in members if member.state == "live"]
-    targets = {seat.number: seat.target for seat in ordered}
-    if live:
-        awaited = set(absent).difference(member.name for member in live)
-        targets.update(_share([seat for seat in ordered if seat.target not in awaited], live))
-    else:
-        staying = {member.name for member in members if member.draining}.union(absent)
-        targets.update((seat.number, None) for seat in ordered if seat.target not in staying)
-    moves = (
-        Move(seat.number, seat.target, targets[seat.number]) for seat in ordered if seat.target != targets[seat.number]
+    live = sorted(
+        (member for member in members if member.state == "live"), key=lambda each: (each.incarnation, each.name)
     )
-    return Plan(targets, tuple(moves))
+    staying = set(absent).difference(member.name for member in live)
+    if not live:
+        staying.update(member.name for member in members if member.draining)
+    targets = {seat.number: seat.target for seat in ordered}
+    caretakers = {seat.number for seat in ordered if seat.caretaker and seat.target in staying}
+    shared = [seat for seat in ordered if seat.target not in staying]
+    if live:
+        pools = _lock_pools(shared, live)
+        caretakers.update(seat.number for pool in pools if not pool.served for seat in pool.seats)
+        targets.update(_share([seat for seat in shared if not seat.pool], live))
+        targets.update(_spread(pools))
+    else:
+        targets.update((seat.number, None) for seat in shared)
+    return _plan_of(ordered, targets, frozenset(caretakers))
+
+
+def _plan_of(ordered: Iterable[Seat], targets: Mapping[int, str | None], caretakers: frozenset[int]) -> Plan:
+    moves: list[Move] = []
+    flipped: set[int] = set()
+    for seat in ordered:
+        if seat.target != targets[seat.number]:
+            moves.append(Move(seat.number, seat.target, targets[seat.number]))
+        elif seat.caretaker != (seat.number in caretakers):
+            flipped.add(seat.number)
+    return Plan(targets, tuple(moves), caretakers, frozenset(flipped))
+
+
+@dataclass(frozen=True, slots=True)
+class _LockPool:
+    """The seats of one lock pool and those who share them: the eligible members, or all live ones as caretakers."""
+
+    seats: Sequence[Seat]
+    members: Sequence[Member]
+    served: bool
+
+
+def _lock_pools(seats: Iterable[Seat], live: Sequence[Member]) -> list[_LockPool]:
+    """Return the lock pools, those with the least choice of members first, so that the others can make up for it.
+
+    Equals keep the order of the seats.
+    """
+    by_pool: dict[str, list[Seat]] = {}
+    for seat in seats:
+        if seat.pool:
+            by_pool.setdefault(seat.pool, []).append(seat)
+    pools: list[_LockPool] = []
+    for pool, its in by_pool.items():
+        able = eligible(patterns_in(pool), live)
+        pools.append(_LockPool(its, able or live, served=bool(able)))
+    return sorted(pools, key=lambda pool: len(pool.members))
+
+
+def _spread(pools: Sequence[_LockPool]) -> dict[int, str]:
+    """Return the targets that change in lock pools, where every pool heeds what the others give to whom."""
+    present: dict[int, str | None] = {}
+    for pool in pools:
+        names = {member.name for member in pool.members}
+        present.update((seat.number, seat.target if seat.target in names else None) for seat in pool.seats)
+    load: Counter[str | None] = Counter(present.values())
+    targets: dict[int, str] = {}
+    for pool in pools:
+        changes = _share(pool.seats, pool.members, load)
+        load.subtract(present[number] for number in changes)
+        load.update(changes.values())
+        targets.update(changes)
+    return targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +127,13 @@ class _Holding:
         return held > count, self.owned > count, self.unclaimed > count, held + self.returning > count
 
 
-def _share(seats: Sequence[Seat], members: Iterable[Member]) -> dict[int, str]:
-    """Return the targets that change, for the seats of one pool and the members eligible for them."""
+def _share(seats: Sequence[Seat], members: Iterable[Member], load: Counter[str | None] | None = None) -> dict[int, str]:
+    """Return the targets that change, for the seats of one pool and the members eligible for them, by age.
+
+    `load` counts the seats of all lock pools, this one's too, by name; None for the pool "".
+    """
     holdings = _holdings(seats, members)
-    quotas = _quotas(holdings, len(seats))
+    quotas = _quotas(holdings, len(seats), load)
     room = {name: quota - len(holdings[name].seats) for name, quota in quotas.items()}
     homeless = [seat for seat in seats if seat.target not in holdings]
     for name, holding in holdings.items():
@@ -73,8 +144,8 @@ def _share(seats: Sequence[Seat], members: Iterable[Member]) -> dict[int, str]:
 
 
 def _holdings(seats: Iterable[Seat], members: Iterable[Member]) -> dict[str, _Holding]:
-    by_age = {member.name: member for member in sorted(members, key=lambda each: (each.incarnation, each.name))}
-    held: dict[str, list[Seat]] = {name: [] for name in by_age}
+    by_name = {member.name: member for member in members}
+    held: dict[str, list[Seat]] = {name: [] for name in by_name}
     returning: Counter[str | None] = Counter()
     for seat in seats:
         if seat.target in held:
@@ -90,25 +161,35 @@ def _holdings(seats: Iterable[Seat], members: Iterable[Member]) -> dict[str, _Ho
             unclaimed=sum(seat.last_owner not in newcomers for seat in held[name]),
             returning=returning[name],
         )
-        for name, member in by_age.items()
+        for name, member in by_name.items()
     }
 
 
-def _quotas(holdings: Mapping[str, _Holding], count: int) -> dict[str, int]:
+def _quotas(holdings: Mapping[str, _Holding], count: int, load: Counter[str | None] | None) -> dict[str, int]:
     """Divide `count` seats by weight: whole shares, then largest remainders.
 
     Among equal remainders the seat goes where it spares most; the order of `holdings` breaks ties.
+    In a lock pool the moves that it spares and the least load come before the size of the remainder.
     """
-    weights = _whole_weights([holding.member.weight for holding in holdings.values()])
-    total = sum(weights)
-    shares = {name: divmod(count * weight, total) for name, weight in zip(holdings, weights, strict=True)}
+    weights = dict(zip(holdings, _whole_weights([holding.member.weight for holding in holdings.values()]), strict=True))
+    total = sum(weights.values())
+    shares = {name: divmod(count * weight, total) for name, weight in weights.items()}
     quotas = {name: whole for name, (whole, _) in shares.items()}
-    ranking = sorted(
-        holdings,
-        key=lambda name: (shares[name][1], holdings[name].spares(quotas[name])),
-        reverse=True,  # stable: equals keep the order of holdings
-    )
-    for name in ranking[: count - sum(quotas.values())]:
+
+    def rank(name: str) -> tuple[Any, ...]:
+        _, remainder = shares[name]
+        holding, quota = holdings[name], quotas[name]
+        if load is None:
+            return remainder, holding.spares(quota)
+        # Largest remainders would give every pool of a single seat to the heaviest member, and homes before load would
+        # bring them all back to the node that once was the first to start.
+        *moves, home = holding.spares(quota)
+        elsewhere = load[name] - len(holding.seats)
+        return moves, -(elsewhere + quota) / weights[name], home, remainder
+
+    candidates = (name for name, (_, remainder) in shares.items() if remainder)
+    # Stable: equals keep the order of holdings.
+    for name in nlargest(count - sum(quotas.values()), candidates, key=rank):
         quotas[name] += 1
     return quotas
 

@@ -270,7 +270,7 @@ class WorkerNode:
         config = self._cluster.config
         return Identity(
             name=self.name,
-            weight=config.weight,
+            weight=config.weight_for(self._worker.concurrency),
             lease_sec=config.heartbeat_timeout_sec,
             hostname=socket.gethostname(),
             presence=self._presence.identity,
