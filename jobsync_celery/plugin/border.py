@@ -8,7 +8,7 @@ from typing import Any
 
 from jobsync_celery.plugin.consumption import Consumption
 from jobsync_celery.plugin.courier import MOST_HOPS, Courier
-from jobsync_celery.plugin.delivery import Delivery
+from jobsync_celery.plugin.delivery import Delivery, Stage
 from jobsync_celery.plugin.gate import Gate
 from jobsync_celery.plugin.inbox import Inbox
 from jobsync_celery.plugin.router import HOPS, PartitionQueues
@@ -105,7 +105,8 @@ class Border:
             for copy in (delivery, *delivery.duplicates):
                 self._gate.broker.acknowledge(copy.request.message)
             self._gate.broker.flush()
-        self._gate.forget(delivery)
+        if delivery.stage is not Stage.GONE:  # its copy may be here by now, under the same id
+            self._gate.forget(delivery)
 
     def _start(self, partitions: frozenset[int]) -> None:
         self._stopping -= partitions

@@ -18,7 +18,7 @@ from celery.exceptions import Ignore, Retry, TimeLimitExceeded, WorkerLostError
 from jobsync_celery.core.model import Run
 from jobsync_celery.plugin.router import ORIGIN
 from jobsync_celery.plugin.terminator import LEASE_LOST_STATUS
-from jobsync_celery.store.outcomes import Granted
+from jobsync_celery.store.outcomes import Granted, Wanted
 
 
 class Stage(Enum):
@@ -111,6 +111,11 @@ class Delivery:
         self.counted = False
         self._changed: Callable[[Delivery], None] = _nothing
         self._after_death: Callable[[Delivery], None] = _nothing
+
+    @property
+    def wanted(self) -> Wanted:
+        """What the database has to know to grant its claim."""
+        return Wanted(self.run, self.request.task.name, self.key, self.token, self.partition, self.home)
 
     def __repr__(self) -> str:
         return f"<Delivery {self.run} key={self.key!r} {self.stage.name}>"

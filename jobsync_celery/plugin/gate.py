@@ -30,7 +30,7 @@ from jobsync_celery.plugin.suspects import Suspects
 from jobsync_celery.plugin.window import Window
 from jobsync_celery.runtime.claimer import Answer, Claimer, Recorded, Refused, Reply, Unavailable
 from jobsync_celery.runtime.lease import Lease
-from jobsync_celery.store.outcomes import Busy, Elsewhere, Ending, GivenUp, Granted, Known, Unserved, Wanted
+from jobsync_celery.store.outcomes import Busy, Elsewhere, Ending, GivenUp, Granted, Known, Unserved
 
 logger = logging.getLogger(__name__)
 
@@ -131,9 +131,7 @@ class Gate:
         self._ask(delivery)
 
     def _ask(self, delivery: Delivery) -> None:
-        name, place = delivery.request.task.name, (delivery.partition, delivery.home)
-        wanted = Wanted(delivery.run, name, delivery.key, delivery.token, *place)
-        self._scribe.claim(delivery.incarnation, wanted, partial(self._on_claim, delivery))
+        self._scribe.claim(delivery.incarnation, delivery.wanted, partial(self._on_claim, delivery))
 
     def answered(self, answers: Sequence[tuple[Reply, Answer]]) -> None:
         """The claimer's replies to one batch."""
@@ -197,12 +195,12 @@ class Gate:
 
     def _relocate(self, delivery: Delivery, place: Elsewhere) -> None:
         """Send on what waits of the key, in order; what comes later asks for itself, and follows."""
-        here = delivery.partition, delivery.home
-        waiting = [one for one in self.lanes.of_key(delivery.key) if one.stage is Stage.WAITING]
-        for one in (delivery, *(one for one in waiting if (one.partition, one.home) == here)):
-            following = self.forget(one)
+        heads = []
+        for one in self.lanes.alike(delivery):
+            heads.append(self.forget(one))
             self._relocated(one, place)
-        self._advance(following)
+        # What came by another queue belongs elsewhere, perhaps here, and stands in the same lane.
+        self._advance(next((head for head in reversed(heads) if head is not None), None))
         self._gone()
 
     def recheck(self) -> None:

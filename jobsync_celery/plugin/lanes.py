@@ -37,9 +37,11 @@ class Lanes:
         lane.append(delivery)
         return len(lane) == 1
 
-    def of_key(self, key: str) -> list[Delivery]:
-        """What is in hand of a key, in order."""
-        return list(self._by_key.get(key, ()))
+    def alike(self, delivery: Delivery) -> list[Delivery]:
+        """The head of a lane, and what waits behind it and belongs in the same partition, in order."""
+        waiting = [one for one in self._by_key.get(delivery.key, ()) if one.stage is Stage.WAITING]
+        here = delivery.partition, delivery.home
+        return [delivery, *(one for one in waiting if (one.partition, one.home) == here)]
 
     def step_aside(self, delivery: Delivery) -> Delivery | None:
         """Let the next run of the key come forward, if ``delivery`` is the head; it stays in hand."""

@@ -36,6 +36,8 @@ class ClusterStatus:
     moving: int
     running: int
     rebalances_last_hour: int
+    locks: int
+    unserved_locks: int
 
     @property
     def live(self) -> tuple[NodeShare, ...]:
@@ -64,8 +66,8 @@ class Reports:
         sql = database.sql
         self._shares = sql(
             "SELECT n.name,"
-            " (SELECT count(*) FROM {partition} p WHERE p.target = n.name) AS targets,"
-            " (SELECT count(*) FROM {partition} p WHERE p.owner_incarnation = n.incarnation) AS owned,"
+            " (SELECT count(*) FROM {partition} p WHERE p.target = n.name AND p.pool = '') AS targets,"
+            " (SELECT count(*) FROM {partition} p WHERE p.owner_incarnation = n.incarnation AND p.pool = '') AS owned,"
             " (SELECT coalesce(sum(p.last_token - p.first_token + 1), 0) FROM {partition} p"
             " WHERE p.owner_incarnation = n.incarnation AND p.pool = '') AS tokens,"
             " (SELECT count(*) FROM {claim} c WHERE c.incarnation = n.incarnation AND c.state = 'running') AS running,"
@@ -73,12 +75,14 @@ class Reports:
             " FROM {node} n"
         )
         self._totals = sql(
-            "SELECT clock_timestamp() AS at, count(*) AS partitions,"
+            "SELECT clock_timestamp() AS at, count(*) FILTER (WHERE pool = '') AS partitions,"
             " count(*) FILTER (WHERE owner IS NULL) AS unowned,"
             " count(*) FILTER (WHERE owner IS NOT NULL AND target IS DISTINCT FROM owner) AS moving,"
             " (SELECT count(*) FROM {claim} WHERE state = 'running') AS running,"
             " (SELECT count(*) FROM {rebalance} WHERE triggered_at > clock_timestamp() - interval '1 hour')"
-            " AS rebalances_last_hour FROM {partition}"
+            " AS rebalances_last_hour, (SELECT count(*) FROM {lock}) AS locks,"
+            " (SELECT count(*) FROM {lock} l JOIN {partition} p USING (partition_id)"
+            " WHERE p.caretaker OR p.target IS NULL) AS unserved_locks FROM {partition}"
         )
         self._owner = sql("SELECT owner FROM {partition} WHERE partition_id = :partition")
 

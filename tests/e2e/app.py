@@ -61,6 +61,7 @@ class Stubborn(Exception):
 def define(app: Celery) -> None:
     """All tasks of this app."""
     _define_steps(app)
+    _define_choosy(app)
     _define_orders(app)
     _define_ends(app)
     _define_deaths(app)
@@ -129,6 +130,15 @@ def _define_mortal(app: Celery) -> None:
     def mortal(self: Task, key: str, n: int, sec: float) -> int:
         with running(self, key, n) as body:
             body.stay(sec if current_claim().attempt == 1 else 0)
+            return n
+
+
+def _define_choosy(app: Celery) -> None:
+    @app.task(shared=False, name="e2e.gpu", bind=True)
+    @coordinated(key="key", nodes=["gpu%", "%"])
+    def gpu(self: Task, key: str, n: int = 0, sec: float = 0.0) -> int:
+        with running(self, key, n) as body:
+            body.stay(sec)
             return n
 
 

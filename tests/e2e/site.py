@@ -186,9 +186,10 @@ class Site:
         }
 
     def shares(self) -> Counter[str | None]:
-        """Node -> how many partitions it owns."""
+        """Node -> how many partitions it owns, without those of lock pools."""
         try:
-            return Counter(self.owners().values())
+            rows = self.rows("SELECT owner FROM sync_partition WHERE pool = ''")
+            return Counter(row["owner"] for row in rows)
         except psycopg2.errors.UndefinedTable:
             return Counter()
 
@@ -211,8 +212,14 @@ class Site:
                 return 0
 
     def queues(self) -> list[str]:
-        """The partitions' queues and the ordinary one."""
-        return [queue.name for queue in self.app.jobsync.cluster.queues.queues] + [f"{self.prefix}ordinary"]
+        """The partitions' queues, those of lock pools too, and the ordinary one."""
+        queues = self.app.jobsync.cluster.queues
+        pools = self.rows(
+            "SELECT pool, row_number() OVER (PARTITION BY pool ORDER BY first_token) - 1 AS position"
+            " FROM sync_partition WHERE pool <> ''"
+        )
+        names = [queues.of_pool(row["pool"], row["position"]).name for row in pools]
+        return [queue.name for queue in queues.queues] + names + [f"{self.prefix}ordinary"]
 
     def unacked(self) -> int:
         """How many messages Redis keeps as fetched and not acknowledged."""

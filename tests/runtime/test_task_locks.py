@@ -1,0 +1,217 @@
+"""Locking and unlocking keys: what claims are granted before, while and after; nodes are rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from stage import SHAPE, join, rows, store_at
+
+from jobsync_celery.core.model import Run
+from jobsync_celery.core.tokens import TokenMap
+from jobsync_celery.errors import TooManyPools
+from jobsync_celery.runtime.rebalancing import rebalance
+from jobsync_celery.runtime.task_locks import MOST_POOLS, LockRequest, TaskLocks
+from jobsync_celery.store.outcomes import Busy, Elsewhere, Ending, Granted, Outcome, Unserved, Wanted
+from jobsync_celery.store.store import Store
+
+TOKENS = TokenMap(SHAPE.total_tokens, SHAPE.partitions, SHAPE.hash_function)
+GPU, CPU = "gpu-1", "cpu-1"
+
+
+class Cluster:
+    """A node of each kind, with all partitions that are theirs by plan."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.locks = TaskLocks(store, SHAPE)
+        self.incarnations = {name: join(store, name) for name in (CPU, GPU)}
+        self._tasks = 0
+        self.settle()
+
+    def settle(self) -> None:
+        """Plan, and let every node have what it should."""
+        with self.store.database.transaction() as tx:
+            rebalance(tx, self.store, TOKENS, "test")
+        for name, incarnation in self.incarnations.items():
+            with closing(self.store.database.link(name)) as link:
+                for _ in range(2):  # hand over, then take
+                    share = self.store.partitions.share(link, name, incarnation)
+                    with link.transaction() as tx:
+                        self.store.partitions.release(tx, share.release, incarnation)
+        for name, incarnation in self.incarnations.items():
+            with closing(self.store.database.link(name)) as link, link.transaction() as tx:
+                numbers = [row.number for row in self.store.partitions.seats(tx)]
+                self.store.partitions.take(tx, numbers, name, incarnation)
+
+    def lock(self, *keys: str, patterns: Sequence[str] = ("gpu-%",), expires_in: float | None = None) -> None:
+        with self.store.database.transaction() as tx:
+            requests = [LockRequest(key, tuple(patterns), None, expires_in) for key in keys]
+            self.locks.set(tx, requests, "script")
+        self.settle()
+
+    def unlock(self, *keys: str) -> int:
+        with self.store.database.transaction() as tx:
+            return self.locks.clear(tx, keys)
+
+    def owner(self, partition: int) -> str:
+        return str(rows(self.store, "SELECT owner FROM {partition} WHERE partition_id = :n", n=partition)[0][0])
+
+    def claim(self, key: str, partition: int | None = None, home: int | None = None) -> tuple[Outcome, Wanted]:
+        """Claim a new run of a key, by the owner of the partition where its message was found."""
+        self._tasks += 1
+        home = TOKENS.partition_for(key) if home is None else home
+        place = home if partition is None else partition
+        want = Wanted(Run(f"t{self._tasks}", "o", 0), "proj.task", key, TOKENS.token(key), place, home)
+        name = self.owner(place)
+        with closing(self.store.database.link(name)) as link:
+            committed = self.store.claims.commit(link, name, self.incarnations[name], [], [want])
+        return committed.outcomes[want.run], want
+
+    def end(self, want: Wanted, granted: Outcome) -> bool:
+        """Record that a run is done; whether somebody waited for that elsewhere."""
+        assert isinstance(granted, Granted)
+        with closing(self.store.database.link("ends")) as link:
+            ending = Ending(want.run, granted.fence, "done", want.partition)
+            return self.store.claims.commit(link, "nobody", 0, [ending], []).awaited
+
+
+@pytest.fixture
+def cluster(database_url: str) -> Cluster:
+    return Cluster(store_at(database_url))
+
+
+def key_of(cluster: Cluster, node: str) -> str:
+    return next(f"key{n}" for n in range(10**4) if cluster.owner(TOKENS.partition_for(f"key{n}")) == node)
+
+
+def test_a_locked_key_is_granted_in_its_pool_only_and_an_unlocked_one_at_home_only(cluster: Cluster) -> None:
+    key = key_of(cluster, CPU)
+    home = TOKENS.partition_for(key)
+    cluster.lock(key)
+    outcome, _ = cluster.claim(key)
+    assert isinstance(outcome, Elsewhere) and outcome.locked and outcome.pool == '["gpu-%"]'
+    assert cluster.owner(outcome.partition) == GPU
+    granted, want = cluster.claim(key, outcome.partition)
+    assert isinstance(granted, Granted)
+    cluster.end(want, granted)
+    assert cluster.unlock(key) == 1
+    assert cluster.claim(key, outcome.partition)[0] == Elsewhere(home, "", home, False)
+    assert isinstance(cluster.claim(key)[0], Granted)
+
+
+def test_locking_a_key_moves_no_other(cluster: Cluster) -> None:
+    before = rows(cluster.store, "SELECT partition_id, target, owner FROM {partition} WHERE pool = '' ORDER BY 1")
+    cluster.lock("key1", "key2")
+    assert before == rows(
+        cluster.store, "SELECT partition_id, target, owner FROM {partition} WHERE pool = '' ORDER BY 1"
+    )
+    outcomes = [cluster.claim(f"key{n}")[0] for n in range(3, 40)]
+    assert {type(outcome) for outcome in outcomes} == {Granted}
+
+
+def test_who_ends_a_claim_learns_that_its_key_is_waited_for_elsewhere(cluster: Cluster) -> None:
+    key = key_of(cluster, CPU)
+    granted, want = cluster.claim(key)
+    cluster.lock(key)
+    place, _ = cluster.claim(key)
+    assert isinstance(place, Elsewhere)
+    assert cluster.claim(key, place.partition)[0] == Busy(CPU)
+    assert cluster.end(want, granted)
+    later, want = cluster.claim(key, place.partition)
+    assert isinstance(later, Granted) and isinstance(granted, Granted) and later.fence > granted.fence
+    assert not cluster.end(want, later)
+
+
+def test_a_lock_that_nobody_matches_leaves_its_pool_with_a_caretaker_who_runs_nothing(cluster: Cluster) -> None:
+    cluster.lock("key1", patterns=("tpu-%",))
+    place, _ = cluster.claim("key1")
+    assert isinstance(place, Elsewhere)
+    assert cluster.owner(place.partition) in (CPU, GPU)
+    assert cluster.claim("key1", place.partition)[0] == Unserved('["tpu-%"]')
+    assert isinstance(cluster.claim("other", place.partition)[0], Elsewhere)
+    with cluster.store.database.transaction() as tx:
+        assert [lock.unserved for lock in cluster.store.locks.list(tx)] == [True]
+    cluster.incarnations["tpu-1"] = join(cluster.store, "tpu-1")
+    cluster.settle()
+    assert cluster.owner(place.partition) == "tpu-1"
+    assert isinstance(cluster.claim("key1", place.partition)[0], Granted)
+
+
+def test_no_claim_of_a_key_slips_in_beside_its_locking(cluster: Cluster) -> None:
+    """A claim that has begun holds its partition's row, and the lock waits for it."""
+    key = key_of(cluster, CPU)
+    place = TOKENS.partition_for(key)
+    want = Wanted(Run("slow", "o", 0), "proj.task", key, TOKENS.token(key), place, place)
+    with cluster.store.database.transaction("claims") as claiming:
+        outcomes = cluster.store.claims.claim(claiming, CPU, cluster.incarnations[CPU], [want])
+        assert isinstance(outcomes[want.run], Granted)
+        with cluster.store.database.transaction("locks") as tx:
+            cluster.store.locks.introduce(tx, "script", "celery")
+            waits = "SELECT FROM {partition} WHERE partition_id = :n FOR NO KEY UPDATE SKIP LOCKED"
+            assert tx.execute(cluster.store.database.sql(waits), {"n": place}).first() is None
+    cluster.lock(key)
+    assert rows(cluster.store, "SELECT node FROM {claim} WHERE state = 'running'") == [(CPU,)]
+    assert isinstance(cluster.claim(key)[0], Elsewhere)
+
+
+def test_locks_expire_by_the_database_s_clock_and_only_those_that_are_due(cluster: Cluster) -> None:
+    cluster.lock("soon", expires_in=0.001)
+    cluster.lock("later", expires_in=3600.0)
+    cluster.lock("never")
+    with cluster.store.database.transaction() as tx:
+        assert cluster.locks.expire(tx) == 1
+        assert {lock.key for lock in cluster.store.locks.list(tx)} == {"later", "never"}
+
+
+def test_who_locks_is_known_and_its_locks_are_cleared_by_its_name(cluster: Cluster) -> None:
+    cluster.lock("a", "b")
+    with cluster.store.database.transaction() as tx:
+        cluster.locks.set(tx, [LockRequest("c", ("%",))], GPU)
+        assert cluster.locks.clear_by_creator(tx, "script") == 2
+        assert [(lock.key, lock.created_by) for lock in cluster.store.locks.list(tx)] == [("c", GPU)]
+        assert cluster.locks.clear_all(tx) == 1
+    states = dict(rows(cluster.store, "SELECT name, state FROM {node}"))
+    assert states == {CPU: "live", GPU: "live", "script": "admin"}
+
+
+def test_what_an_operator_changes_by_hand_counts_like_everything_else(cluster: Cluster) -> None:
+    cluster.lock("key1")
+    [(before,)] = rows(cluster.store, "SELECT locks_version FROM {cluster}")
+    rows(cluster.store, "DELETE FROM {lock}")
+    [(after,)] = rows(cluster.store, "SELECT locks_version FROM {cluster}")
+    assert after == before + 1
+    assert isinstance(cluster.claim("key1")[0], Granted)
+
+
+def test_there_are_not_more_pools_than_a_plan_can_look_at(cluster: Cluster) -> None:
+    cluster.lock(*(f"key{n}" for n in range(3)), patterns=("shared-%",))
+    for n in range(MOST_POOLS - 1):
+        cluster.lock("key", patterns=(f"n{n}-%",))
+    with pytest.raises(TooManyPools, match=f"already, and may be {MOST_POOLS}"):
+        cluster.lock("key", patterns=("one-too-many",))
+    cluster.lock("another", patterns=("shared-%",))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["gpu-%", "cpu-%", "%", ""])), max_size=8))
+def test_whatever_is_locked_and_unlocked_a_key_is_granted_in_one_place_and_its_fences_grow(
+    cluster: Cluster, changes: list[tuple[str, str]]
+) -> None:
+    fences: dict[str, int] = {}
+    for key, pattern in changes:
+        cluster.lock(key, patterns=[pattern]) if pattern else cluster.unlock(key)
+        [numbers] = [[row[0] for row in rows(cluster.store, "SELECT partition_id FROM {partition} WHERE pool <> ''")]]
+        granted = []
+        for number in (TOKENS.partition_for(key), *numbers):
+            outcome, want = cluster.claim(key, number)
+            if isinstance(outcome, Granted):
+                granted.append((cluster.owner(number), outcome.fence))
+                cluster.end(want, outcome)
+        [(node, fence)] = granted
+        assert fence > fences.get(key, 0)
+        fences[key] = fence
+        assert pattern in ("", "%") or node.startswith(pattern[:3])
