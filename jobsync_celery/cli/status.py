@@ -52,6 +52,7 @@ def as_dict(status: ClusterStatus) -> dict[str, Any]:
         },
         "partitions": {"total": status.partitions, "unowned": status.unowned, "moving": status.moving},
         "running": status.running,
+        "locks": {"total": status.locks, "unserved": status.unserved_locks},
         "rebalances_last_hour": status.rebalances_last_hour,
         "nodes": [_node(share, status) for share in status.nodes],
     }
@@ -93,8 +94,15 @@ def _summary(status: ClusterStatus) -> str:
     led = f"{last}leader {leader.node}, term {leader.term}" if leader.node else "no leader yet"
     return (
         f"{status.state}; {led}; {status.partitions} partitions, {status.unowned} unowned, {status.moving} moving;"
-        f" {status.running} running"
+        f" {status.running} running{_locks(status)}"
     )
+
+
+def _locks(status: ClusterStatus) -> str:
+    if not status.locks:
+        return ""
+    unserved = f", {status.unserved_locks} of them wait for a node that matches" if status.unserved_locks else ""
+    return f"; {status.locks} keys locked{unserved}"
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from celery import Celery
 
 from jobsync_celery.core.tokens import TokenMap
@@ -36,7 +38,7 @@ class Cluster:
         )
         self.store = Store(database)
 
-    def node_settings(self, identity: Identity) -> NodeSettings:
+    def node_settings(self, identity: Identity, before_joining: Callable[[], None]) -> NodeSettings:
         """The settings of a node with this identity."""
         config = self.config
         return NodeSettings(
@@ -47,6 +49,7 @@ class Cluster:
             first_plan=FirstPlan(config.minimum_nodes, config.wait_on_enter),
             rejoin_grace=config.rejoin_grace_sec,
             pools=frozenset(how.pool for how in self.registry.all().values() if how.pool),
+            before_joining=before_joining,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import click
@@ -39,13 +39,25 @@ class JobSync:
         config: a :class:`CoordinationConfig`, a mapping or an object with its settings. Left out, the app's own
             ``jobsync`` setting is read (``CELERY_JOBSYNC`` with Django). None, or ``enabled=False``, switches
             coordination off: tasks are ordinary Celery tasks, and nothing is opened or created.
+        lock_provider: called with this object when a worker starts, before it takes part, to set the task locks that
+            it knows of. As long as it raises, it is called again, and the worker serves its ordinary queues only.
+        clear_existing_locks: whether the locks that this worker had set under its name are cleared before.
 
     Raises:
         SettingsError: a setting is unknown or impossible, or no database is named.
     """
 
-    def __init__(self, app: Celery, config: CoordinationConfig | Mapping[str, Any] | object | None = _UNSET) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        config: CoordinationConfig | Mapping[str, Any] | object | None = _UNSET,
+        *,
+        lock_provider: Callable[[JobSync], object] | None = None,
+        clear_existing_locks: bool = False,
+    ) -> None:
         self.app = app
+        self._lock_provider = lock_provider
+        self._clear_existing_locks = clear_existing_locks
         self.config = CoordinationConfig.of(_from_app(app) if config is _UNSET else config)
         self.cluster = None if self.config is None else Cluster(app, self.config)
         #: This process's node, if it is a worker.
@@ -144,6 +156,24 @@ class JobSync:
     def clear_all_locks(self) -> int:
         """Unlock everything; how many keys that were."""
         return self._desk.clear_all()
+
+    def provide_locks(self) -> None:
+        """Set the locks that the ``lock_provider`` knows of, as a worker does when it starts.
+
+        Raises:
+            JobsyncError: the provider raised.
+        """
+        desk = self._desk
+        if self._clear_existing_locks:
+            desk.clear_by_creator(desk.creator)
+        if self._lock_provider is None:
+            return
+        try:
+            self._lock_provider(self)
+        except JobsyncError:
+            raise
+        except Exception as error:
+            raise JobsyncError(f"the lock_provider failed, and the worker waits for it: {error!r}") from error
 
     # -- the cluster --------------------------------------------------------------------------------------------
 

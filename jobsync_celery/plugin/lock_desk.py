@@ -32,7 +32,7 @@ class LockDesk:
 
     def __init__(self, cluster: Cluster, creator: str) -> None:
         self._cluster = cluster
-        self._creator = creator
+        self.creator = creator
         self._locks = TaskLocks(cluster.store, cluster.shape)
 
     def register(self, requests: Iterable[tuple[object, Patterns, str | None, float | None]]) -> int:
@@ -42,7 +42,7 @@ class LockDesk:
         """
         wanted = [_request(*request) for request in requests]
         with self._changing() as tx:
-            self._locks.set(tx, wanted, self._creator)
+            self._locks.set(tx, wanted, self.creator)
         return len({request.key for request in wanted})
 
     def clear(self, keys: Sequence[object]) -> int:

@@ -97,8 +97,8 @@ class WorkerNode:
         self._border = Border(self._inbox, self.gate, self._consumption, self._courier, cluster.queues)
         self._pulse = Pulse(turns=worker.pool_cls.__module__.rpartition(".")[2] != "solo")
         self.node = Node(
-            cluster.store, cluster.node_settings(self._identity()), self._border, self.lease, self._presence,
-            cluster.events, pulse=self._pulse,
+            cluster.store, cluster.node_settings(self._identity(), worker.app.jobsync.provide_locks),
+            self._border, self.lease, self._presence, cluster.events, pulse=self._pulse,
         )  # fmt: skip
         self._border.stopped = self.node.ownership.stopped
         self._window = self.gate.window = Window(worker, self.gate.lanes)

@@ -42,6 +42,8 @@ class NodeSettings:
     rejoin_grace: float = 0.0
     #: The lock pools of tasks that only certain nodes may run.
     pools: frozenset[str] = frozenset()
+    #: Called once the tables are there, before the node registers; may take its time, and is called until it succeeds.
+    before_joining: Callable[[], None] = lambda: None
 
 
 class Node:
@@ -198,6 +200,7 @@ class Node:
         self._surface.learn(
             {number: LockPartition(pool, at) for pool, each in pools.items() for at, number in enumerate(each)}
         )
+        self._settings.before_joining()
         self._link.listen(self._store.database.channel)
         self._ready = True
 

@@ -52,7 +52,7 @@ class ClusterStatus:
             return "no leader"
         if self.unowned or self.moving:
             return "rebalancing"
-        if any(silent) or any(share.node.state == "dead" for share in self.nodes):
+        if self.unserved_locks or any(silent) or any(share.node.state == "dead" for share in self.nodes):
             return "degraded"
         return "stable"
 
