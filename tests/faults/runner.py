@@ -177,7 +177,7 @@ class Run:
             raise Stuck(f"{nemesis.name} itself failed: {error!r}") from error
         finally:
             if struck is None:
-                struck = Struck(Fault(strike.began or began, now(), nemesis.name, "all", "given up"))
+                struck = Struck(Fault(began, now(), nemesis.name, "all", "given up"))
             self.outcome.struck.append(struck)
             self._stage.heal()
         self._stage.await_settled(_HEALED_SEC)
