@@ -5,7 +5,8 @@ What is a violation, by promise:
 - S1: a body starts while an older one of its key runs, unless the older one's claim was lost before and the newer
   one has the larger fence. Under ``"terminate"`` the older one must be silent 100 ms later, not counting the time for
   which it was stopped.
-- S2: a body starts without a claim, or with one that the table contradicts.
+- S2: a body starts without a claim, or with one that the table contradicts; a claim is committed for a node that does
+  not own the partition at that moment.
 - S5: a run is recorded done under a fence under which no body finished.
 - S6: a published task that nobody finished, or whose finish is not recorded, once; a run that starts again after it
   was recorded done, or after it finished and no fault can have lost its end; an older try after a later one.
@@ -28,7 +29,7 @@ from itertools import pairwise
 from typing import Any
 
 from .history import SLACK_SEC, Case, Execution, Row, executions, rows_of
-from .model import Fault, Published, Sample, Verdict, Violation
+from .model import Fault, Published, Sample, Stale, Verdict, Violation
 
 #: Within this an older body is silent after its successor's start; also how exactly the times of a fault are known.
 SILENT_SEC = 0.1
@@ -48,6 +49,7 @@ def check(
     live: Collection[str] = (),
     may_fail: Collection[int] = (),
     max_lost_runs: int = 3,
+    stale: Sequence[Stale] = (),
 ) -> Verdict:
     """Judge a finished history.
 
@@ -58,6 +60,7 @@ def check(
         samples: the owners of partitions, in order of time.
         quiet_from: from when on nothing was broken, and nodes neither came nor went.
         live: the nodes of the quiet phase, so that one without a partition is seen.
+        stale: the claims that the database saw committed for somebody who was not the owner.
         may_fail: tasks that may fail for good; others only after ``max_lost_runs`` lost claims.
     """
     runs, strays = executions(history)
@@ -73,6 +76,7 @@ def check(
         *(violation for each in _grouped(runs, "run").values() for violation in _reruns(case, each)),
         *(violation for each in by_task.values() for violation in _tries(each)),
         *_ownerless(case, samples),
+        *_committed_for_others(case, stale),
         *_balance(case, samples, quiet_from, live),
     ]
     return Verdict(tuple(sorted(violations, key=lambda each: each.at)), _figures(case, by_key, samples))
@@ -278,6 +282,14 @@ def _ownerless(case: Case, samples: Sequence[Sample]) -> Iterator[Violation]:
         if quiet > allowed:
             text = f"partition {partition} had no owner for {end - begin:.1f} s, {quiet:.1f} s of it without a fault"
             yield Violation("L1", text, (), begin)
+
+
+def _committed_for_others(case: Case, stale: Iterable[Stale]) -> Iterator[Violation]:
+    """S2: no claim is committed for a node that had been evicted or had handed the partition over."""
+    for each in stale:
+        names = tuple(run.name for run in case.runs if run.run.task_id == each.task_id and run.node == each.node)
+        claim = f"a claim of key {each.key} in partition {each.partition} was committed for {each.node}"
+        yield Violation("S2", f"{claim}, when the owner was {each.owner or 'nobody'}", names, each.at)
 
 
 def _stretches(samples: Sequence[Sample]) -> Iterator[tuple[int, float, float]]:

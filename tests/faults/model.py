@@ -70,6 +70,18 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Stale:
+    """A claim of ``node``'s that was committed when ``owner``, or nobody, was its partition's owner."""
+
+    at: float
+    task_id: str
+    key: str
+    partition: int
+    node: str
+    owner: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Violation:
     """A promise broken at a moment, by the executions named in ``runs``."""
 

@@ -10,8 +10,8 @@ from typing import Any
 import psycopg2
 
 from jobsync_celery.servers import ServerError
-from tests.faults import checker, history
-from tests.faults.model import Fault, Verdict
+from tests.faults import audit, checker, history
+from tests.faults.model import Fault, Stale, Verdict
 from tests.faults.nemeses import Nemesis, Surroundings
 from tests.faults.publisher import Publisher
 from tests.faults.stage import MAX_LOST_RUNS, TIMEOUT, Stage
@@ -54,6 +54,7 @@ class Outcome:
     findings: list[str] = field(default_factory=list)
     published: int = 0
     claims: Rows = field(default_factory=list)
+    stale: list[Stale] = field(default_factory=list)
     lines: list[dict[str, Any]] = field(default_factory=list)
     verdict: Verdict | None = None
 
@@ -132,6 +133,7 @@ class Run:
         self._sampler.stop()
         self.outcome.published = len(publisher.published)
         self.outcome.claims = stage.tables.rows(_CLAIMS)
+        self.outcome.stale = audit.stale(stage.tables)
         self.outcome.findings += stage.deaths
 
     def _judge(self) -> None:
@@ -147,6 +149,7 @@ class Run:
             quiet_from=self._quiet_from,
             live=self._live,
             max_lost_runs=MAX_LOST_RUNS,
+            stale=outcome.stale,
         )
 
     # -- details ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from celery import Celery
 
 from jobsync_celery.servers.process import Guard
 from tests.faults import app as under_fault
+from tests.faults import audit
 from tests.faults.proxy import Exchange, Mode, Proxy
 from tests.faults.servers import Postgres, Standby, WallClock, broker_of, clock_library, small_disk
 from tests.faults.tables import Tables
@@ -111,6 +112,7 @@ class Stage:
         for name in _BASE:
             self.add(name)
         until(self.settled, "the first workers share the partitions")
+        audit.install(self.tables)
 
     def add(self, name: str) -> Worker:
         """Start one more worker; it need not be ready yet."""

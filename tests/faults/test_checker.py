@@ -6,7 +6,7 @@ import pytest
 
 from .checker import check
 from .made_up import TIMEOUT, Body, Story
-from .model import Sample, Verdict
+from .model import Sample, Stale, Verdict
 
 
 @pytest.fixture
@@ -253,6 +253,22 @@ def test_a_body_of_another_task_than_published_breaks_s6(story: Story) -> None:
     story.publish(0, key="another")
     story.ran(0, 1.0, 1.5)
     assert story.broken() == {"S6"}
+
+
+@pytest.mark.parametrize("owner", ["b", None])
+def test_a_claim_committed_for_somebody_who_is_not_the_owner_breaks_s2(story: Story, owner: str | None) -> None:
+    story.ran(0, 1.0, 1.5)
+    story.ran(1, 1.0, 1.5, key="other")
+    assert story.verdict(stale=[]).ok
+    (violation,) = story.verdict(stale=[Stale(0.9, "id0", "k", 7, "a", owner)]).violations
+    assert (violation.promise, violation.runs, violation.at) == ("S2", ("0.1",), 0.9)
+    assert f"the owner was {owner or 'nobody'}" in violation.text
+
+
+def test_a_claim_of_a_former_owner_breaks_s2_though_no_body_ever_ran_under_it(story: Story) -> None:
+    story.ran(0, 1.0, 1.5, node="b")
+    (violation,) = story.verdict(stale=[Stale(0.9, "id0", "k", 7, "a", "b")]).violations
+    assert (violation.promise, violation.runs) == ("S2", ())
 
 
 # -- S7: fences -----------------------------------------------------------------------------------------------------
