@@ -12,7 +12,8 @@ What is a violation, by promise:
   was recorded done, or after it finished and no fault can have lost its end; an older try after a later one.
 - S7: a body starts with a fence that is not larger than that of every earlier start of its key, whatever happened;
   a fence that was given twice.
-- L1: outside of faults a partition has no owner for longer than the timeout and a second.
+- L1: outside of faults a partition has no owner for longer than the timeout and a second; in the quiet phase nothing
+  runs for twice the timeout and a second, although there is work.
 - L2: in the quiet phase at the end, after as long, shares differ by more than one, or a partition moves.
 - record: the history itself cannot be right.
 
@@ -30,6 +31,7 @@ from typing import Any
 
 from .history import SLACK_SEC, Case, Execution, Row, executions, rows_of
 from .model import Fault, Published, Sample, Stale, Verdict, Violation
+from .standstill import allowed, standstills
 
 #: Within this an older body is silent after its successor's start; also how exactly the times of a fault are known.
 SILENT_SEC = 0.1
@@ -77,6 +79,7 @@ def check(
         *(violation for each in by_task.values() for violation in _tries(each)),
         *_ownerless(case, samples),
         *_committed_for_others(case, stale),
+        *_stood_still(case, samples, quiet_from),
         *_balance(case, samples, quiet_from, live),
     ]
     return Verdict(tuple(sorted(violations, key=lambda each: each.at)), _figures(case, by_key, samples))
@@ -290,6 +293,18 @@ def _committed_for_others(case: Case, stale: Iterable[Stale]) -> Iterator[Violat
         names = tuple(run.name for run in case.runs if run.run.task_id == each.task_id and run.node == each.node)
         claim = f"a claim of key {each.key} in partition {each.partition} was committed for {each.node}"
         yield Violation("S2", f"{claim}, when the owner was {each.owner or 'nobody'}", names, each.at)
+
+
+def _stood_still(case: Case, samples: Sequence[Sample], quiet_from: float | None) -> Iterator[Violation]:
+    """L1: every message has a consumer, also one that somebody had fetched who is dead."""
+    end = samples[-1].at if samples else 0.0
+    for each in standstills(case, quiet_from, end) if quiet_from is not None else ():
+        if each.end - each.begin > allowed(case.timeout):
+            names = tuple(run.name for run in case.runs if run.n in each.waiting)
+            text = (
+                f"nothing ran for {each.end - each.begin:.1f} s in the quiet phase, though tasks {each.waiting} waited"
+            )
+            yield Violation("L1", text, names, each.begin)
 
 
 def _stretches(samples: Sequence[Sample]) -> Iterator[tuple[int, float, float]]:

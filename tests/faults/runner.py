@@ -10,7 +10,7 @@ from typing import Any
 import psycopg2
 
 from jobsync_celery.servers import ServerError
-from tests.faults import audit, checker, history
+from tests.faults import audit, checker, history, standstill
 from tests.faults.model import Fault, Stale, Verdict
 from tests.faults.nemeses import Nemesis, Surroundings
 from tests.faults.publisher import Publisher
@@ -120,7 +120,7 @@ class Run:
             self._quiet_from, self._live = now(), [worker.name for worker in stage.wanted]
             wanted = len(publisher.published)
             self._say(f"quiet now: {wanted - stage.tail.done()} of {wanted} tasks are still to be done")
-            until(lambda: stage.tail.done() >= wanted, "all that was published is done", _FINISHED_SEC)
+            until(lambda: self._finished(wanted), "all that was published is done", _FINISHED_SEC)
             until(self._nothing_runs, "no claim is running", 30.0)
             late = self._quiet_from + TIMEOUT + checker.SLACK_SEC + _WATCHED_SEC
             until(lambda: self._sampler.samples[-1].at > late, "the quiet was long enough to tell the balance", 30.0)
@@ -200,6 +200,14 @@ class Run:
             raise publisher.error
         for death in self._stage.deaths:
             self._say(f"!!! {death}")
+
+    def _finished(self, wanted: int) -> bool:
+        """Whether all is done; raises :class:`Stuck` if it never will be."""
+        missing, tail = wanted - self._stage.tail.done(), self._stage.tail
+        idle = now() - max(tail.last, self._quiet_from or 0.0)
+        if missing > 0 and idle > standstill.allowed(TIMEOUT) + _WATCHED_SEC:
+            raise Stuck(f"nothing has run for {idle:.1f} s, and {missing} tasks are still to be done")
+        return missing <= 0
 
     def _nothing_runs(self) -> bool:
         rows = self._stage.tables.ask("SELECT count(*) AS running FROM sync_claim WHERE state = 'running'")

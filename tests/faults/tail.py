@@ -38,6 +38,8 @@ class Tail:
         self._lock = threading.Lock()
         self.ended: set[int] = set()
         self.started = 0
+        #: When the last line was written.
+        self.last = now()
 
     def running(self, node: str | None = None) -> list[Body]:
         """The bodies that gave a sign just now, of one node or of all."""
@@ -64,6 +66,7 @@ class Tail:
 
     def _note(self, line: dict[str, Any]) -> None:
         mark = (line["pid"], line["id"], line["attempt"])
+        self.last = line["at"]
         if line["event"] == "end":
             self._open.pop(mark, None)
             self.ended.add(line["n"])
