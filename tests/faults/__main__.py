@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         for nemesis in nemeses.everything():
             _OUT.print(f"{nemesis.name:24} {(type(nemesis).__doc__ or '').strip().splitlines()[0]}")
         return 0
-    plan = Plan(asked.broker, asked.minutes, asked.seed, tuple(asked.nemeses), asked.rate)
+    plan = Plan(asked.broker, asked.minutes, asked.seed, tuple(asked.nemeses), asked.rate, asked.rounds)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # resets are what the proxies are for
     folder = Path(tempfile.mkdtemp(prefix=f"jobsync-faults-{plan.broker}-"))
@@ -80,6 +80,7 @@ def _sum_up(plan: Plan, outcome: Outcome, folder: Path) -> None:
 def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--minutes", type=float, default=3.0, help="how long things are broken (3)")
+    parser.add_argument("--rounds", type=int, help="stop earlier, after so many rounds of all nemeses")
     parser.add_argument("--seed", type=int, default=None, help="gives the same faults in the same order again")
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis")
     parser.add_argument("--rate", type=float, default=32.0, help="tasks published in a second at most (32)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import uuid
@@ -24,6 +25,8 @@ _STRICT_SHARE = 0.3
 _AGAIN_SEC = 0.2
 _BACKLOG = 400
 _LAST_SEC = 60.0
+#: Tasks that somebody asked for are numbered from here.
+_ASKED_FOR = 10**6
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Publisher(threading.Thread):
         self._done = done
         self._over = threading.Event()
         self._sending = threading.Lock()
+        self._numbers = itertools.count(_ASKED_FOR)
         self.published: dict[int, Published] = {}
         self.messages: dict[int, Message] = {}
         self.error: Exception | None = None
@@ -73,6 +77,16 @@ class Publisher(threading.Thread):
             self.join(_LAST_SEC)
             if self.is_alive():
                 raise Stuck(f"the broker did not take the last message in {_LAST_SEC:.0f} s")
+
+    def send(self, key: str, sec: float) -> int:
+        """Publish a task of this key now, whose body stays so long; its number. Returns when the broker has it."""
+        message = Message(next(self._numbers), STEP, key, sec, str(uuid.uuid4()), os.urandom(8).hex())
+        self._publish(message)
+        return message.n
+
+    def partition_of(self, key: str) -> int:
+        """The partition of a key."""
+        return int(self._app.jobsync.cluster.tokens.partition_for(key))
 
     def again(self, n: int) -> bool:
         """Send a copy of a published message; false if the broker did not take it."""

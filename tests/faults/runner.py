@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
@@ -28,13 +29,18 @@ _CLAIMS = "SELECT * FROM sync_claim ORDER BY fence"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is to be; the same plan gives the same faults in the same order."""
+    """What a run is to be; the same plan gives the same faults in the same order.
+
+    Arguments:
+        rounds: after so many rounds of all nemeses it is enough, though there are minutes left.
+    """
 
     broker: str
     minutes: float
     seed: int
     nemeses: tuple[Nemesis, ...]
     rate: float = 32.0
+    rounds: int | None = None
 
 
 @dataclass
@@ -155,7 +161,7 @@ class Run:
     # -- details ------------------------------------------------------------------------------------------------
 
     def _schedule(self) -> Iterator[Nemesis]:
-        """Round after round of all nemeses, each in an order of its own."""
+        """Round after round of all nemeses, each round in an order of its own."""
         able = []
         for nemesis in self._plan.nemeses:
             reason = nemesis.left_out(self._stage)
@@ -165,7 +171,7 @@ class Run:
                 self.outcome.left_out[nemesis.name] = reason
                 self._say(f"left out: {nemesis.name}: {reason}")
         rng = Random(f"{self._plan.seed}-schedule")
-        while able:
+        for _ in (itertools.count() if self._plan.rounds is None else range(self._plan.rounds)) if able else ():
             rng.shuffle(able)
             yield from tuple(able)
 

@@ -38,6 +38,8 @@ class Tail:
         self._lock = threading.Lock()
         self.ended: set[int] = set()
         self.started = 0
+        #: Which task has begun on which node, ever.
+        self.begun: set[tuple[int, str]] = set()
         #: When the last line was written.
         self.last = now()
 
@@ -67,6 +69,7 @@ class Tail:
     def _note(self, line: dict[str, Any]) -> None:
         mark = (line["pid"], line["id"], line["attempt"])
         self.last = line["at"]
+        self.begun.add((line["n"], line["node"]))
         if line["event"] == "end":
             self._open.pop(mark, None)
             self.ended.add(line["n"])

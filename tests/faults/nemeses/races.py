@@ -12,14 +12,16 @@ from itertools import count, islice
 from typing import TYPE_CHECKING
 
 from tests.faults.nemeses.base import DATABASE, Nemesis, Strike, Surroundings, strike
-from tests.faults.proxy import PASS, Mode
-from tests.faults.waiting import happens, until
+from tests.faults.proxy import PASS, TO_SERVER, Mode
+from tests.faults.waiting import happens, hold, until
 from tests.faults.workers import Worker
 
 if TYPE_CHECKING:
     from tests.faults.stage import Stage
 
 _SOON_SEC = 0.5
+#: A process that has a job begins it within this.
+_REST_SEC = 0.2
 #: A body that outlives the lease of its node; its second run has to outlive the end of the first.
 _LONG_SEC = 4.0
 _CLAIMED = "SELECT task_id, task_key FROM sync_claim WHERE state = 'running' AND node = %s"
@@ -86,13 +88,19 @@ class PoolStopped(Nemesis):
         """What else happens while the pool is stopped."""
 
     def _stopped_idle(self, stage: Stage, victim: Worker, pool: list[int]) -> bool:
-        for pid in pool:
-            victim.signal_child(pid, signal.SIGSTOP)
-        if not any(body.pid in pool for body in stage.tail.running(victim.name)):
-            return True
-        for pid in pool:
-            victim.signal_child(pid, signal.SIGCONT)
-        return False
+        """Stop the pool between jobs; false if a body ran for too long. Without its parent it gets no other job."""
+        victim.signal(signal.SIGSTOP)
+        try:
+            idle = happens(lambda: not stage.tail.running(victim.name), _SOON_SEC)
+            begun = _begun_on(stage, victim)
+            hold(_REST_SEC)
+            # Nothing began meanwhile: no process was stopped between its look at the lease and its body's first line.
+            idle = idle and not stage.tail.running(victim.name) and begun == _begun_on(stage, victim)
+            for pid in pool if idle else ():
+                victim.signal_child(pid, signal.SIGSTOP)
+        finally:
+            victim.signal(signal.SIGCONT)
+        return idle
 
     def _waiting(self, at: Surroundings, victim: Worker) -> dict[int, str]:
         """The tasks, and their keys, that the victim has claimed and not begun, once each process can have one."""
@@ -143,17 +151,18 @@ class KilledWithFetched(Nemesis):
 
 
 class ClaimsAtEviction(Nemesis):
-    """A node's heartbeats fail, and it claims until its deadline so slowly that it is declared dead meanwhile.
+    """A node's heartbeats fail, and what it claims before its deadline comes late and takes long: it is dead by then.
 
-    The claims take their time between the look at the owner and the insert, and no longer than until the owner changes.
+    The network holds its claims back until its lease is nearly over. Then they take their time between the look at the
+    owner and the insert, but no longer than until the owner changes.
     """
 
     name = "claims-at-eviction"
 
-    #: Shortly before the node's own deadline at nine tenths of the lease; the claims last until well after the lease.
-    _FROM_SEC, _TO_SEC = 1.68, 1.8
+    #: From well before the node's own deadline, at nine tenths of the lease, until shortly before the others may act.
+    _FROM_SEC, _TO_SEC = 1.6, 1.9
     _SLOW = """
-        WHILE holder = '{name}' AND clock_timestamp() < statement_timestamp() + interval '330 ms'
+        WHILE holder = '{name}' AND clock_timestamp() < statement_timestamp() + interval '250 ms'
             AND wanted::text LIKE '%%"aimed%%'
             AND EXISTS (SELECT FROM sync_partition WHERE owner_incarnation = holder_incarnation) LOOP
             PERFORM pg_sleep(0.005);
@@ -174,9 +183,13 @@ class ClaimsAtEviction(Nemesis):
         with self._slow_claims(stage, victim), self._without_heartbeats(stage, victim):
             until(lambda: self._age(stage, victim) > self._FROM_SEC, f"the lease of {victim.name} ends", every=0.005)
             bodies = stage.tail.running(victim.name)
-            while self._age(stage, victim) < self._TO_SEC:
-                at.publisher.send(next(keys), 0.0)
-                sent += 1
+            try:
+                stage.cut([victim], [DATABASE], Mode("stall", directions=(TO_SERVER,)))
+                while self._age(stage, victim) < self._TO_SEC:
+                    at.publisher.send(next(keys), 0.0)
+                    sent += 1
+            finally:
+                stage.cut([victim], [DATABASE], PASS)
             stage.until_lost(victim)
         return strike(victim, f"{sent} messages came when its lease was about to end", bodies)
 
@@ -209,6 +222,12 @@ def _keys_of(at: Surroundings, worker: Worker) -> Iterator[str]:
     mark = f"aimed{at.rng.randrange(16**8):08x}"
     names = (f"{mark}-{number}" for number in count())
     return (name for name in names if owners.get(at.publisher.partition_of(name)) == worker.name)
+
+
+def _begun_on(stage: Stage, worker: Worker) -> int:
+    """How many tasks have begun on a worker."""
+    stage.tail.done()  # reads on
+    return sum(node == worker.name for _, node in tuple(stage.tail.begun))
 
 
 def _runner_of(at: Surroundings, n: int, workers: list[Worker]) -> Worker | None:
