@@ -10,6 +10,7 @@ from typing import Any
 from celery import Celery, Task
 
 from jobsync_celery import JobSync, coordinated
+from tests.faults import builds
 from tests.faults.record import Recorder
 
 SETTINGS = "JOBSYNC_FAULTS"
@@ -46,6 +47,9 @@ def _define(app: Celery) -> None:
 
 
 if SETTINGS in os.environ:
-    app = make_app(json.loads(os.environ[SETTINGS]))
+    _settings = json.loads(os.environ[SETTINGS])
+    if _settings.get("build"):
+        builds.BUILDS[_settings["build"]].switch_off()
+    app = make_app(_settings)
     app.set_current()
     app.set_default()

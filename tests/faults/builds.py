@@ -33,6 +33,7 @@ class Build:
         serves: the promises one of which is broken without it.
         nemesis: breaks things in the way that this protection is there for.
         switch_off: does so in this process, before the app is made.
+        rounds: how often the nemesis is to strike, at most, to meet the moment for sure.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Build:
     serves: frozenset[str]
     nemesis: str
     switch_off: Callable[[], None]
+    rounds: int = 1
 
 
 def _no_fence() -> None:
@@ -93,6 +95,7 @@ BUILDS = {
             frozenset({"S2"}),
             "claims-at-eviction",
             _no_share_lock,
+            rounds=3,
         ),
         Build(
             "no-incarnation",

@@ -46,6 +46,7 @@ def as_json(plan: Plan, outcome: Outcome, versions_: dict[str, str]) -> str:
             "broker": plan.broker,
             "seed": plan.seed,
             "minutes": plan.minutes,
+            "build": plan.build,
             "ok": outcome.ok,
             "versions": versions_,
             "published": outcome.published,

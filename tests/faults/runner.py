@@ -33,6 +33,7 @@ class Plan:
 
     Arguments:
         rounds: after so many rounds of all nemeses it is enough, though there are minutes left.
+        build: which build the workers are of; None for the product as it is.
     """
 
     broker: str
@@ -41,6 +42,7 @@ class Plan:
     nemeses: tuple[Nemesis, ...]
     rate: float = 32.0
     rounds: int | None = None
+    build: str | None = None
 
 
 @dataclass

@@ -39,10 +39,15 @@ _ALIEN = ("APP", "BROKER_URL", "RESULT_BACKEND", "LOADER", "CONFIG_MODULE")
 
 
 class Stage:
-    """Servers and workers of one run; leaving the block ends them all, and so does the end of this process."""
+    """Servers and workers of one run; leaving the block ends them all, and so does the end of this process.
 
-    def __init__(self, broker: str, folder: Path) -> None:
+    Arguments:
+        build: the build that the workers are of, by its name in ``builds``; None for the product as it is.
+    """
+
+    def __init__(self, broker: str, folder: Path, build: str | None = None) -> None:
         self.kind = broker
+        self._build_name = build
         self.folder = folder
         self.history = folder / "history.jsonl"
         self.workers: dict[str, Worker] = {}
@@ -151,7 +156,7 @@ class Stage:
             "queue_prefix": "faults-",
             "max_lost_runs": MAX_LOST_RUNS,
         }
-        return {"conf": conf, "jobsync": jobsync}
+        return {"conf": conf, "jobsync": jobsync, "build": self._build_name}
 
     # -- asking -------------------------------------------------------------------------------------------------
 

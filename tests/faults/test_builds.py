@@ -45,7 +45,7 @@ def test_every_protection_is_where_its_build_looks_for_it() -> None:
 def test_a_build_without_a_protection_is_found(
     broker: str, name: str, available: Callable[[type[PrivateServer]], None], tmp_path: Path
 ) -> None:
-    result = _played(broker, available, tmp_path, "--build", name)
+    result = _played(broker, available, tmp_path, "--build", name, "--rounds", str(BUILDS[name].rounds))
     assert result["build"] == name
     assert not result["ok"]
     promises = {violation["promise"] for violation in result["verdict"]["violations"]}
@@ -59,7 +59,7 @@ def test_the_product_gets_through_the_same_schedules(
     broker: str, available: Callable[[type[PrivateServer]], None], tmp_path: Path
 ) -> None:
     nemeses = {build.nemesis for build in BUILDS.values()}
-    result = _played(broker, available, tmp_path, "--only", ",".join(sorted(nemeses)))
+    result = _played(broker, available, tmp_path, "--only", ",".join(sorted(nemeses)), "--rounds", "1")
     assert result["build"] is None
     assert result["ok"], result
     assert result["nemeses"].keys() == nemeses
@@ -72,7 +72,7 @@ def _played(
     available(PrivatePostgres)
     available(_SERVERS[broker])
     out = folder / "result.json"
-    command = [sys.executable, "-m", "tests.faults", "--minutes", "2", "--rounds", "1", "--seed", "1"]
+    command = [sys.executable, "-m", "tests.faults", "--minutes", "2", "--seed", "1"]
     # A process of its own: whatever happens to it, its servers and workers end with it.
     with subprocess.Popen(
         [*command, "--broker", broker, "--out", str(out), *options], cwd=_ROOT, stdout=subprocess.PIPE, text=True
