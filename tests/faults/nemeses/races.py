@@ -172,7 +172,7 @@ class ClaimsAtEviction(Nemesis):
         CREATE OR REPLACE FUNCTION faults_mute() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN RAISE EXCEPTION 'this heartbeat was to fail' USING ERRCODE = 'query_canceled'; END $$;
         CREATE TRIGGER faults_mute BEFORE UPDATE ON sync_node FOR EACH ROW
-            WHEN (OLD.name = '{name}' AND NEW.renewals > OLD.renewals) EXECUTE FUNCTION faults_mute();
+            WHEN (OLD.incarnation = {incarnation} AND NEW.renewals > OLD.renewals) EXECUTE FUNCTION faults_mute();
     """
     _AGE = "SELECT extract(epoch FROM clock_timestamp() - last_heartbeat)::float8 AS age FROM sync_node WHERE name = %s"
     _INSERT = "    RETURN QUERY\n    INSERT INTO"
@@ -209,7 +209,8 @@ class ClaimsAtEviction(Nemesis):
 
     @contextmanager
     def _without_heartbeats(self, stage: Stage, victim: Worker) -> Iterator[None]:
-        stage.tables.rows(self._MUTE.format(name=victim.name))
+        [row] = stage.tables.rows("SELECT incarnation FROM sync_node WHERE name = %s", victim.name)
+        stage.tables.rows(self._MUTE.format(incarnation=row["incarnation"]))
         try:
             yield
         finally:
