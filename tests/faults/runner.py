@@ -10,7 +10,7 @@ from typing import Any
 import psycopg2
 
 from jobsync_celery.servers import ServerError
-from tests.faults import checker, history
+from tests.faults import checker, history, ledger
 from tests.faults.model import Fault, Verdict
 from tests.faults.nemeses import Nemesis, Surroundings
 from tests.faults.publisher import Publisher
@@ -54,6 +54,8 @@ class Outcome:
     findings: list[str] = field(default_factory=list)
     published: int = 0
     claims: Rows = field(default_factory=list)
+    ledger: Rows = field(default_factory=list)
+    losses: Rows = field(default_factory=list)
     lines: list[dict[str, Any]] = field(default_factory=list)
     verdict: Verdict | None = None
 
@@ -119,7 +121,7 @@ class Run:
             self._quiet_from, self._live = now(), [worker.name for worker in stage.wanted]
             wanted = len(publisher.published)
             self._say(f"quiet now: {wanted - stage.tail.done()} of {wanted} tasks are still to be done")
-            until(lambda: stage.tail.done() >= wanted, "all that was published is done", _FINISHED_SEC)
+            until(self._all_done, "all that was published is done", _FINISHED_SEC)
             until(self._nothing_runs, "no claim is running", 30.0)
             late = self._quiet_from + TIMEOUT + checker.SLACK_SEC + _WATCHED_SEC
             until(lambda: self._sampler.samples[-1].at > late, "the quiet was long enough to tell the balance", 30.0)
@@ -132,6 +134,8 @@ class Run:
         self._sampler.stop()
         self.outcome.published = len(publisher.published)
         self.outcome.claims = stage.tables.rows(_CLAIMS)
+        self.outcome.ledger = stage.tables.rows(ledger.ENTRIES)
+        self.outcome.losses = stage.tables.rows(ledger.LOSSES)
         self.outcome.findings += stage.deaths
 
     def _judge(self) -> None:
@@ -146,7 +150,10 @@ class Run:
             samples=self._sampler.samples,
             quiet_from=self._quiet_from,
             live=self._live,
+            may_fail=self._publisher.may_fail,
             max_lost_runs=MAX_LOST_RUNS,
+            ledger=outcome.ledger,
+            losses=outcome.losses,
         )
 
     # -- details ------------------------------------------------------------------------------------------------
@@ -197,6 +204,12 @@ class Run:
             raise publisher.error
         for death in self._stage.deaths:
             self._say(f"!!! {death}")
+
+    def _all_done(self) -> bool:
+        """A body that was killed, or lost the answer to its commit, may have completed without a line that says so."""
+        missing = self._stage.tail.missing(self._publisher.published)
+        rows = self._stage.tables.ask(ledger.COMPLETED) if missing else []
+        return rows is not None and missing <= {row["n"] for row in rows}
 
     def _nothing_runs(self) -> bool:
         rows = self._stage.tables.ask("SELECT count(*) AS running FROM sync_claim WHERE state = 'running'")

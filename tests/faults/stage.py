@@ -16,6 +16,7 @@ from celery import Celery
 
 from jobsync_celery.servers.process import Guard
 from tests.faults import app as under_fault
+from tests.faults import ledger
 from tests.faults.proxy import Exchange, Mode, Proxy
 from tests.faults.servers import Postgres, Standby, WallClock, broker_of, clock_library, small_disk
 from tests.faults.tables import Tables
@@ -34,6 +35,8 @@ _SHARES = (
     " LEFT JOIN sync_partition p ON p.owner_incarnation = n.incarnation WHERE n.state IN ('live', 'draining')"
     " GROUP BY n.name, n.pid"
 )
+# One packet less before each connection, and nothing that a proxy could not read.
+_PLAIN = "?sslmode=disable&gssencmode=disable"
 _ALIEN = ("APP", "BROKER_URL", "RESULT_BACKEND", "LOADER", "CONFIG_MODULE")
 
 
@@ -111,6 +114,7 @@ class Stage:
         for name in _BASE:
             self.add(name)
         until(self.settled, "the first workers share the partitions")
+        self.tables.rows(ledger.CREATE)
 
     def add(self, name: str) -> Worker:
         """Start one more worker; it need not be ready yet."""
@@ -139,10 +143,10 @@ class Stage:
             "worker_cancel_long_running_tasks_on_connection_loss": False,
             "worker_send_task_events": False,
             "faults_history": str(self.history),
+            "faults_ledger": _at(self.dsn, database_port) + _PLAIN,
         }
         jobsync = {
-            # One packet less before each connection, and nothing that a proxy could not read.
-            "url": _at(self.postgres.url, database_port) + "?sslmode=disable&gssencmode=disable",
+            "url": _at(self.postgres.url, database_port) + _PLAIN,
             "partitions": PARTITIONS,
             "heartbeat_interval_sec": HEARTBEAT,
             "heartbeat_timeout_sec": TIMEOUT,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .checker import check
-from .made_up import TIMEOUT, Body, Story
-from .model import Sample, Verdict
+from tests.faults.checker import check
+from tests.faults.made_up import TIMEOUT, Body, Story
+from tests.faults.model import Sample, Verdict
 
 
 @pytest.fixture
@@ -215,9 +215,9 @@ def test_a_finished_run_that_starts_again_in_the_same_attempt_breaks_s6_whatever
 
 
 def test_an_older_try_after_a_later_one_breaks_s6(story: Story) -> None:
+    story.publish(0, retries=1)
     story.ran(0, 1.0, 1.5, retries=1, ended=False)
     story.ran(0, 4.0, 4.5, ended=False, state="retried")
-    story.more_rows.append(story.rows[0])
     story.ran(0, 7.0, 7.5, retries=1, attempt=2)
     (violation,) = story.verdict().violations
     assert (violation.promise, violation.at) == ("S6", 4.0)

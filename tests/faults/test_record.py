@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task
+from celery.exceptions import Ignore, Reject, Retry
 
 from jobsync_celery import coordinated
 from jobsync_celery.plugin.claim import Claim, Ticket, running_under
@@ -19,7 +20,7 @@ from jobsync_celery.plugin.router import ORIGIN
 
 from . import record
 from .history import executions, read
-from .record import Recorder
+from .record import FailedForGood, Recorder
 
 TICKET = Ticket("k", 5, 1, "worker-01", 41, 2, ("id-1", "o1", 3), (7, 1))
 
@@ -70,6 +71,24 @@ def test_a_body_that_raises_leaves_no_end(task: Task, path: Path) -> None:
     with pytest.raises(KeyError), Recorder(task, "k", 0):
         raise KeyError
     assert [line["event"] for line in read(path)] == ["start"]
+
+
+@pytest.mark.parametrize(
+    ("error", "last"),
+    [(Ignore(), "replaced"), (Retry(), "retried"), (Reject(), "requeued"), (FailedForGood(), "failed")],
+)
+def test_the_last_line_says_how_the_body_was_over(task: Task, path: Path, error: Exception, last: str) -> None:
+    def body() -> None:
+        with Recorder(task, "k", 0) as recorder:
+            recorder.note("completing")
+            raise error
+
+    with pytest.raises(type(error)):
+        body()
+    assert [line["event"] for line in read(path)] == ["start", "completing", last]
+    ((run,), _) = executions(read(path))
+    assert (run.over, run.ended is not None, run.completing is not None) == (last, last == "replaced", True)
+    assert run.finished == (last != "requeued")
 
 
 def test_a_body_without_a_claim_says_so(task: Task, path: Path) -> None:
