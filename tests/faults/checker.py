@@ -24,6 +24,9 @@ With ``complete`` a body ends its claim by its own word. The next task of the ke
 body, so for overlaps it counts as ended at its line ``completing``, just before that commit, if the ledger has what
 was committed with it.
 
+A body starts when its first line says so; if its node was demonstrably stopped between the last look at the lease and
+that line, which nothing can prevent, it is judged as if it had started when its process looked.
+
 Excused are commits that a failover of the database lost, which the design does not promise; their fences grow still.
 """
 
@@ -70,7 +73,8 @@ def check(
         ledger: the effects that bodies committed, each with the id of its transaction.
         losses: for each claim that was lost or taken over, a snapshot of that moment.
     """
-    runs, strays = executions(history)
+    begun, strays = executions(history)
+    runs, stopped = starts.by_look(begun, faults)
     case = Case(
         runs,
         rows_of(claims),
@@ -96,7 +100,10 @@ def check(
         *owners.ownerless(case, samples),
         *owners.balance(case, samples, quiet_from, live),
     ]
-    return Verdict(tuple(sorted(violations, key=lambda each: each.at)), _figures(case, by_key, samples))
+    return Verdict(
+        tuple(sorted(violations, key=lambda each: each.at)),
+        {**_figures(case, by_key, samples), "stopped_before_start": stopped},
+    )
 
 
 def with_hits(runs: Sequence[Execution], faults: Iterable[Fault]) -> list[Fault]:

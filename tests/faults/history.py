@@ -34,7 +34,8 @@ class Execution:
     """One time that a body ran. ``lines`` are the times of all its lines.
 
     ``name`` is for people, and unique: ``17.2`` is the second execution of the published task 17. ``over`` is how its
-    last line says that it was over, of :data:`OVER`; None if it was killed. ``ended`` is when it came to an end that is
+    last line says that it was over, of :data:`OVER`; None if it was killed. ``looked`` is when its process had last
+    looked at the lease, if that is known. ``ended`` is when it came to an end that is
     to be recorded done. ``guarded``, ``completing`` and ``completed``: when its transaction had committed under
     ``guard``, was about to commit under ``complete``, and had.
     """
@@ -50,6 +51,7 @@ class Execution:
     policy: Policy
     began: float
     lines: list[float]
+    looked: float | None = None
     ended: float | None = None
     over: str | None = None
     guarded: float | None = None
@@ -253,6 +255,7 @@ def _begun(line: Mapping[str, Any], nth: int) -> Execution:
         policy=line["policy"],
         began=line["at"],
         lines=[line["at"]],
+        looked=line.get("looked"),
     )
 
 

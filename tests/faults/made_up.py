@@ -31,6 +31,7 @@ class Body:
     over: str = "end"
     origin: str = "o"
     notes: tuple[tuple[str, float], ...] = ()
+    looked: float | None = None
 
     def lines(self) -> Iterator[dict[str, Any]]:
         ticks = int(round((self.last - self.begin) / TICK, 6))
@@ -45,7 +46,8 @@ class Body:
     def _line(self, event: str, at: float) -> dict[str, Any]:
         claim = {"node": self.node, "fence": self.fence, "attempt": self.attempt, "policy": self.policy}
         run = {"id": f"id{self.n}", "origin": self.origin, "retries": self.retries, "key": self.key, "n": self.n}
-        return {"event": event, "at": at, **run, **claim, "pid": self.fence}
+        more = {"looked": self.looked} if event == "start" else {}
+        return {"event": event, "at": at, **run, **claim, "pid": self.fence, **more}
 
 
 @dataclass

@@ -38,7 +38,8 @@ class Recorder:
     """Records that a body runs: a start, ticks while it stays, and how it was over.
 
     The path of the history is the app's setting ``faults_history``. ``policy`` is by default what the body was
-    decorated with, below ``@app.task``. A body without a claim has fence 0 and no node: the checker says so.
+    decorated with, below ``@app.task``. The start line also says when the process had last looked at the lease. A body
+    without a claim has fence 0 and no node: the checker says so.
     """
 
     def __init__(self, task: Task, key: object, n: int, policy: Policy | None = None) -> None:
@@ -46,6 +47,7 @@ class Recorder:
         request = task.request
         self._path = task.app.conf.faults_history
         self._file = -1
+        self._looked = getattr(claim, "_looked_at", None)
         origin = request.get(ORIGIN) or (request.headers or {}).get(ORIGIN) or ""
         self.run = RunId(request.id, origin, request.retries or 0)
         self._fields = {
@@ -64,7 +66,7 @@ class Recorder:
     def __enter__(self) -> Recorder:
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            self._line("start")
+            self._line("start", looked=self._looked)
         except OSError:
             os.close(self._file)
             raise
@@ -92,8 +94,8 @@ class Recorder:
             time.sleep(min(TICK_SEC, left))
             self.tick()
 
-    def _line(self, event: str) -> None:
-        text = json.dumps({"event": event, "at": now(), **self._fields}, separators=(",", ":")) + "\n"
+    def _line(self, event: str, **more: object) -> None:
+        text = json.dumps({"event": event, "at": now(), **self._fields, **more}, separators=(",", ":")) + "\n"
         line = text.encode()
         if os.write(self._file, line) != len(line):
             raise OSError(f"{self._path}: a line was cut short; is the disk full?")

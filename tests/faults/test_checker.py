@@ -277,13 +277,6 @@ def test_a_fence_given_to_two_claims_breaks_s7(story: Story) -> None:
     assert story.broken() == {"S7"}
 
 
-def test_a_start_right_after_a_pause_is_said_to_be_one(story: Story) -> None:
-    story.ran(0, 1.0, 1.5, fence=7, node="b")
-    story.ran(1, 5.003, 5.2, fence=6)
-    story.fault(2.0, 5.0, "pause-group")
-    assert "3 ms after its node was stopped" in story.verdict().violations[0].text
-
-
 # -- L1 and L2, the record, the figures -----------------------------------------------------------------------------
 
 

@@ -47,7 +47,7 @@ def task(path: Path) -> Iterator[Task]:
 
 
 def claimed(body: Any) -> Any:
-    return running_under(Claim(TICKET, None, None), body)  # type: ignore[arg-type]
+    return running_under(Claim(TICKET, None, None, 12.5), body)  # type: ignore[arg-type]
 
 
 def test_a_body_leaves_its_start_its_ticks_and_its_end(task: Task, path: Path) -> None:
@@ -64,6 +64,7 @@ def test_a_body_leaves_its_start_its_ticks_and_its_end(task: Task, path: Path) -
     ((run,), strays) = executions(lines)
     assert run.run == ("id-1", "o1", 3)
     assert (run.name, run.key, run.node, run.fence, run.attempt) == ("17.1", "k", "worker-01", 41, 2)
+    assert (run.looked, [line.get("looked") for line in lines[1:]]) == (12.5, [None] * (len(lines) - 1))
     assert (run.pid, run.policy, run.ended, strays) == (os.getpid(), "terminate", lines[-1]["at"], [])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from tests.faults.checks import SILENT_SEC, broken
+from tests.faults.checks import broken
 from tests.faults.history import Case, Execution
 from tests.faults.model import Violation
 
@@ -15,18 +15,10 @@ def growing(case: Case, runs: Sequence[Execution]) -> Iterator[Violation]:
     highest: Execution | None = None
     for run in runs:
         if highest is not None and run.fence <= highest.fence:
-            text = f"{run} started after {highest}, with no larger fence{stopped_before(case, run)}"
+            text = f"{run} started after {highest}, with no larger fence"
             yield broken("S7", text, highest, run)
         if highest is None or run.fence > highest.fence:
             highest = run
-
-
-def stopped_before(case: Case, run: Execution) -> str:
-    """A hint: a pause between the last look at the deadline and the first line cannot be told from a late start."""
-    for fault in case.faults:
-        if fault.pauses and fault.touches(run.node) and abs(run.began - fault.until) <= SILENT_SEC:
-            return f" ({1000 * (run.began - fault.until):.0f} ms after its node was stopped)"
-    return ""
 
 
 def shared(case: Case) -> Iterator[Violation]:

@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from tests.faults.checks import SILENT_SEC, broken
-from tests.faults.checks.fences import stopped_before
 from tests.faults.history import Case, Execution
-from tests.faults.model import Violation
+from tests.faults.model import Fault, Violation
 
 #: A body that is silent for longer than this was stopped: it ticks every 50 ms.
 _AWAKE_SEC = 0.25
+
+
+def by_look(runs: Iterable[Execution], faults: Iterable[Fault]) -> tuple[list[Execution], int]:
+    """The executions in order of start, where those that were stopped before their first line start at the last look.
+
+    Also how many these are. Nothing can keep a process from being stopped between its last look at the lease and the
+    body's first instruction. It has been if that took long and a pause of its node lasted from before until it began.
+    Under ``"terminate"`` such a body has to be silent soon after it was continued, as any other that lost its lease.
+    """
+    pauses = [fault for fault in faults if fault.pauses]
+    stopped = [run for run in runs if any(_stopped_before_start(run, pause) for pause in pauses)]
+    names = {run.name for run in stopped}
+    judged = [replace(run, began=run.looked) if run.name in names else run for run in runs]
+    return sorted(judged, key=lambda run: run.began), len(stopped)
+
+
+def _stopped_before_start(run: Execution, pause: Fault) -> bool:
+    return (
+        run.looked is not None
+        and run.began - run.looked > SILENT_SEC
+        and pause.touches(run.node)
+        and pause.at <= run.looked + SILENT_SEC
+        and abs(run.began - pause.until) <= SILENT_SEC
+    )
 
 
 def contradicted(case: Case, run: Execution) -> Iterator[Violation]:
@@ -34,7 +58,7 @@ def overlaps(case: Case, runs: Sequence[Execution]) -> Iterator[Violation]:
     for older, newer in pairs(case, runs):
         both = f"{older} was running when {newer} started"
         if newer.fence <= older.fence:
-            yield broken("S1", f"{both}, with no larger fence{stopped_before(case, newer)}", older, newer)
+            yield broken("S1", f"{both}, with no larger fence", older, newer)
         elif not case.forgotten(older) and not _was_lost(case, older, newer):
             yield broken("S1", f"{both}, and nothing shows that it had lost its claim", older, newer)
         elif older.policy == "terminate" and (late := _awake(case, older, newer)) > SILENT_SEC:
