@@ -22,6 +22,8 @@ from tests.faults.waiting import Stuck, now
 
 #: Seconds that a body stays, and how many in a hundred do: most are short, a few outlive a lease of 2 s.
 _STAYS = ((0.0, 0.0, 50), (0.005, 0.03, 32), (0.05, 0.3, 13), (0.4, 1.5, 4), (2.2, 3.5, 1))
+#: Those with an effect stay longer, so that faults meet them on both sides of it.
+_EFFECT_STAYS = ((0.0, 0.03, 52), (0.05, 0.3, 38), (0.4, 1.5, 7), (2.2, 3.5, 3))
 _KEYS, _HOT_KEYS, _HOT_SHARE = 400, 5, 0.15
 _STRICT_SHARE = 0.3
 #: What bodies do beside staying, and how many in a hundred do.
@@ -95,9 +97,10 @@ class Publisher(threading.Thread):
         rng = self._rng
         hot = rng.random() < _HOT_SHARE
         key = f"hot{rng.randrange(_HOT_KEYS)}" if hot else f"key{rng.randrange(_KEYS)}"
-        low, high, _ = rng.choices(_STAYS, weights=[share for *_, share in _STAYS])[0]
-        task = STRICT if CAN_TERMINATE and rng.random() < _STRICT_SHARE else STEP
         kind = rng.choices(list(_KINDS), weights=list(_KINDS.values()))[0]
+        stays = _EFFECT_STAYS if kind in ("guard", "complete") else _STAYS
+        low, high, _ = rng.choices(stays, weights=[share for *_, share in stays])[0]
+        task = STRICT if CAN_TERMINATE and rng.random() < _STRICT_SHARE else STEP
         return Message(
             n=len(self.published),
             task=task,
