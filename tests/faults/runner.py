@@ -1,8 +1,9 @@
-"""A whole run: work comes in, one fault follows the other, all is undone, the rest is finished, and judged."""
+"""A whole run: work comes in, one fault follows the other or two strike at once, all is undone, the rest is judged."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -12,7 +13,7 @@ import psycopg2
 from jobsync_celery.servers import ServerError
 from tests.faults import checker, history, ledger
 from tests.faults.model import Fault, Verdict
-from tests.faults.nemeses import Nemesis, Surroundings
+from tests.faults.nemeses import Nemesis, Surroundings, pairs
 from tests.faults.publisher import Publisher
 from tests.faults.stage import MAX_LOST_RUNS, TIMEOUT, Stage
 from tests.faults.tables import Rows, Sampler
@@ -81,6 +82,7 @@ class Run:
         self._sampler = Sampler(lambda: stage.dsn)
         self._quiet_from: float | None = None
         self._live: list[str] = []
+        self._able: list[Nemesis] = []
         self.outcome = Outcome()
 
     def play(self) -> Outcome:
@@ -168,28 +170,50 @@ class Run:
             else:
                 self.outcome.left_out[nemesis.name] = reason
                 self._say(f"left out: {nemesis.name}: {reason}")
+        self._able = able
         rng = Random(f"{self._plan.seed}-schedule")
         while able:
             rng.shuffle(able)
             yield from tuple(able)
 
     def _strike(self, number: int, nemesis: Nemesis) -> None:
+        """One fault, or two of which the second begins while the first lasts; then wait until all is well."""
         rng = Random(f"{self._plan.seed}-{number}-{nemesis.name}")
         hold(rng.uniform(0.2, 1.5))
-        began, struck = now(), None
+        second = pairs.company(nemesis, self._able, Random(f"{self._plan.seed}-{number}-second"))
+        before = len(self.outcome.struck)
+        try:
+            if second is None:
+                self._do(nemesis, rng)
+            else:
+                self._do_both(nemesis, second, rng)
+        finally:
+            struck = sorted(self.outcome.struck[before:], key=lambda each: each.fault.at)
+            self.outcome.struck[before:] = struck
+            self._stage.heal()
+        self._stage.await_settled(_HEALED_SEC)
+        for each in struck:
+            each.healed_sec = now() - max(one.fault.until for one in struck)
+            self._tell(number, each)
+
+    def _do_both(self, first: Nemesis, second: Nemesis, rng: Random) -> None:
+        pause, other = rng.uniform(0.3, 1.0), Random(f"{rng.random()}")
+        with ThreadPoolExecutor(1, "first-fault") as pool:
+            lasting = pool.submit(self._do, first, rng)
+            hold(pause)
+            self._do(second, other, f", during {first.name}")
+            lasting.result()
+
+    def _do(self, nemesis: Nemesis, rng: Random, remark: str = "") -> None:
+        began, fault = now(), None
         try:
             strike = nemesis.run(Surroundings(self._stage, self._publisher, rng))
-            struck = Struck(Fault(strike.began or began, now(), nemesis.name, strike.target, strike.detail, strike.hit))
+            detail = strike.detail + remark
+            fault = Fault(strike.began or began, now(), nemesis.name, strike.target, detail, strike.hit)
         except (psycopg2.Error, ServerError, OSError) as error:
             raise Stuck(f"{nemesis.name} itself failed: {error!r}") from error
         finally:
-            if struck is None:
-                struck = Struck(Fault(strike.began or began, now(), nemesis.name, "all", "given up"))
-            self.outcome.struck.append(struck)
-            self._stage.heal()
-        self._stage.await_settled(_HEALED_SEC)
-        struck.healed_sec = now() - struck.fault.until
-        self._tell(number, struck)
+            self.outcome.struck.append(Struck(fault or Fault(began, now(), nemesis.name, "all", "given up")))
 
     def _tell(self, number: int, struck: Struck) -> None:
         fault = struck.fault

@@ -94,7 +94,7 @@ class Stage:
         return self.postgres.dsn
 
     def connection(self, name: str) -> Tables:
-        """A connection to the database for one thread."""
+        """A connection to the database."""
         return Tables(lambda: self.dsn, name)
 
     def clock(self, name: str) -> WallClock | None:
@@ -191,11 +191,12 @@ class Stage:
         return bodies()
 
     def until_lost(self, worker: Worker, timeout: float = PATIENCE) -> None:
-        """Wait until the others have taken everything from a worker."""
+        """Wait until the others have taken everything from a worker, or it was started anew meanwhile."""
+        starts = worker.starts
 
         def lost() -> bool:
             owners = self.owners()
-            return owners is not None and worker.name not in owners.values()
+            return worker.starts > starts or (owners is not None and worker.name not in owners.values())
 
         until(lost, f"{worker.name} has lost its partitions", timeout)
 
