@@ -62,6 +62,8 @@ class Work:
                 before_commit=lambda: self._body.note("completing") if completes else None,
             )
         except (psycopg2.Error, StoreError, LeaseLost) as error:
+            if isinstance(error, LeaseLost):
+                self._body.note("fenced")
             raise Reject(repr(error), requeue=True) from error
         self._body.note("completed" if completes else "guarded")
         self._body.stay(self._sec / 3)

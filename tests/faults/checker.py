@@ -9,7 +9,8 @@ What is a violation, by promise:
 - S5: a run is recorded done under a fence under which no body finished; an effect that was committed under ``guard``
   or ``complete`` after its claim was lost or taken over (the database noted which transactions had been committed
   then), under a fence that no body had, or that its claim did not have at that time; a run completed twice, or under
-  another fence than the one that is recorded done; an effect that a body had committed and that is not there.
+  another fence than the one that is recorded done; an effect that a body had committed and that is not there; a body
+  that was told that its claim was lost, which it was not.
 - S6: a published task that nobody finished, or whose finish is not recorded, once; a run that starts again after it
   was recorded done or failed, or after it finished and no fault can have lost its end, or at all after ``complete``;
   an older try after a later one; a task that is retried and finishes at another try than it was to; one that is

@@ -35,9 +35,9 @@ class Execution:
 
     ``name`` is for people, and unique: ``17.2`` is the second execution of the published task 17. ``over`` is how its
     last line says that it was over, of :data:`OVER`; None if it was killed. ``looked`` is when its process had last
-    looked at the lease, if that is known. ``ended`` is when it came to an end that is
-    to be recorded done. ``guarded``, ``completing`` and ``completed``: when its transaction had committed under
-    ``guard``, was about to commit under ``complete``, and had.
+    looked at the lease, if that is known. ``ended`` is when it came to an end that is to be recorded done. ``guarded``,
+    ``completing`` and ``completed``: when its transaction had committed under ``guard``, was about to commit under
+    ``complete``, and had; ``fenced``: when it was told that its claim was lost.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Execution:
     guarded: float | None = None
     completing: float | None = None
     completed: float | None = None
+    fenced: float | None = None
 
     @property
     def last(self) -> float:

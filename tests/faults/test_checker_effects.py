@@ -87,6 +87,15 @@ def test_a_body_that_ends_without_the_effect_that_it_was_to_have_breaks_s5(story
     assert story.broken() == {"S5"}
 
 
+def test_a_body_that_is_fenced_although_its_claim_was_not_lost_breaks_s5(story: Story) -> None:
+    body = guarded(story)
+    body.notes, body.over, body.ended = (("fenced", 4.0),), "requeued", True
+    story.ledger.pop(0)
+    assert story.verdict().ok
+    story.losses.clear()
+    assert story.broken() == {"S5"}
+
+
 # -- S5: effects under complete -------------------------------------------------------------------------------------
 
 

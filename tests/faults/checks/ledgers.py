@@ -27,6 +27,8 @@ def effects(case: Case) -> Iterator[Violation]:
     yield from _twice(case, by_run)
     for run in case.runs:
         yield from _missing(case, run)
+        if run.fenced is not None and (run.run, run.fence) not in losses and not case.forgotten(run):
+            yield broken("S5", f"{run} was told that its claim was lost, which it was not", run)
 
 
 def _by_claim(case: Case) -> dict[tuple[RunId, int], list[Loss]]:
