@@ -11,6 +11,7 @@ from celery import Celery, Task
 
 from jobsync_celery import JobSync, coordinated
 from tests.faults import builds
+from tests.faults.bodies import Work
 from tests.faults.record import Recorder
 
 SETTINGS = "JOBSYNC_FAULTS"
@@ -33,17 +34,17 @@ def make_app(settings: dict[str, Any]) -> Celery:
 def _define(app: Celery) -> None:
     @app.task(shared=False, name=STEP, bind=True)
     @coordinated(key="key")
-    def step(self: Task, key: str, n: int, sec: float) -> None:
+    def step(self: Task, key: str, n: int, sec: float, kind: str = "plain", times: int = 0) -> None:
         with Recorder(self, key, n) as body:
-            body.stay(sec)
+            Work(self, body, key, n, sec, times, STRICT if CAN_TERMINATE else STEP).play(kind)
 
     if CAN_TERMINATE:
 
         @app.task(shared=False, name=STRICT, bind=True)
         @coordinated(key="key", on_lease_lost="terminate")
-        def strict(self: Task, key: str, n: int, sec: float) -> None:
+        def strict(self: Task, key: str, n: int, sec: float, kind: str = "plain", times: int = 0) -> None:
             with Recorder(self, key, n) as body:
-                body.stay(sec)
+                Work(self, body, key, n, sec, times, STEP).play(kind)
 
 
 if SETTINGS in os.environ:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .history import SLACK_SEC, Case, Execution
+from tests.faults.history import SLACK_SEC, Case, Execution
+from tests.faults.model import Published
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ def allowed(timeout: float) -> float:
 
 def standstills(case: Case, begin: float, end: float) -> list[Standstill]:
     """All between these two moments, however short, in order."""
-    # What failed for good waits for nobody.
-    finished = {n: begin for n, sent in case.published.items() if _failed(case, sent.task_id)}
+    # What failed for good waits for nobody, nor does what completed and was killed before it could say so.
+    finished = {n: begin for n, sent in case.published.items() if _is_over(case, sent)}
     for run in case.runs:
         if run.ended is not None:
             finished[run.n] = min(run.ended, finished.get(run.n, run.ended))
@@ -42,8 +43,9 @@ def standstills(case: Case, begin: float, end: float) -> list[Standstill]:
     return found
 
 
-def _failed(case: Case, task_id: str) -> bool:
-    return any(row.state == "failed" for _, row in case.of_task.get(task_id, ()))
+def _is_over(case: Case, sent: Published) -> bool:
+    states = {row.state for _, row in case.of_task.get(sent.task_id, ())}
+    return "failed" in states or ("done" in states and sent.n not in case.ended)
 
 
 def _gaps(runs: Sequence[Execution], begin: float, end: float) -> Iterator[tuple[float, float]]:

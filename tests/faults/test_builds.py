@@ -13,8 +13,7 @@ import pytest
 
 from jobsync_celery.servers import PrivatePostgres, PrivateRabbitMQ, PrivateRedis
 from jobsync_celery.servers.process import PrivateServer
-
-from .builds import BUILDS
+from tests.faults.builds import BUILDS
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SERVERS: dict[str, type[PrivateServer]] = {"redis": PrivateRedis, "rabbitmq": PrivateRabbitMQ}

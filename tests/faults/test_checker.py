@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .checker import check
-from .made_up import TIMEOUT, Body, Story
-from .model import Sample, Stale, Verdict
+from tests.faults.checker import check
+from tests.faults.made_up import TIMEOUT, Body, Story
+from tests.faults.model import Sample, Stale, Verdict
 
 
 @pytest.fixture
@@ -215,9 +215,9 @@ def test_a_finished_run_that_starts_again_in_the_same_attempt_breaks_s6_whatever
 
 
 def test_an_older_try_after_a_later_one_breaks_s6(story: Story) -> None:
+    story.publish(0, retries=1)
     story.ran(0, 1.0, 1.5, retries=1, ended=False)
     story.ran(0, 4.0, 4.5, ended=False, state="retried")
-    story.more_rows.append(story.rows[0])
     story.ran(0, 7.0, 7.5, retries=1, attempt=2)
     (violation,) = story.verdict().violations
     assert (violation.promise, violation.at) == ("S6", 4.0)
@@ -291,13 +291,6 @@ def test_a_fence_given_to_two_claims_breaks_s7(story: Story) -> None:
     story.ran(0, 1.0, 1.5, fence=7)
     story.more_rows.append({**story.rows[0], "task_id": "never started", "state": "failed", "reason": "expired"})
     assert story.broken() == {"S7"}
-
-
-def test_a_start_right_after_a_pause_is_said_to_be_one(story: Story) -> None:
-    story.ran(0, 1.0, 1.5, fence=7, node="b")
-    story.ran(1, 5.003, 5.2, fence=6)
-    story.fault(2.0, 5.0, "pause-group")
-    assert "3 ms after its node was stopped" in story.verdict().violations[0].text
 
 
 # -- L1 and L2, the record, the figures -----------------------------------------------------------------------------

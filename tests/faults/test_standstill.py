@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .made_up import TIMEOUT, Story
-from .model import Sample
-from .standstill import allowed
+from tests.faults.made_up import TIMEOUT, Story
+from tests.faults.model import Sample
+from tests.faults.standstill import allowed
 
 LONG = allowed(TIMEOUT)
 QUIET = 10.0
