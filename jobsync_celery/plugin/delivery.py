@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
-from celery.exceptions import Ignore, Retry, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError
+from kombu.exceptions import OperationalError
 
 from jobsync_celery.core.model import Run
 from jobsync_celery.plugin.router import ORIGIN
@@ -43,6 +44,7 @@ class Delivery:
     __slots__ = (
         "_after_death",
         "_changed",
+        "_unsent_retry",
         "acknowledges",
         "beginning",
         "begun",
@@ -90,6 +92,8 @@ class Delivery:
         #: Whether the settlement is Celery's plain acknowledgement.
         self.acknowledges = False
         self.finished = False
+        #: It asked for a retry that the broker did not take.
+        self._unsent_retry = False
         #: Further copies of the same run, settled after it.
         self.duplicates: list[Delivery] = []
         #: Whether it raised the prefetch count by one, to be given back once.
@@ -123,8 +127,10 @@ class Delivery:
         self._changed(self)
 
     def _on_reject(self, reject: Callable[..., None], logger: Any, errors: Any, requeue: bool) -> None:
-        # Requeued means: to be run again, whatever exception led here.
-        self._settle(partial(reject, logger, errors, requeue), "lost" if requeue else "failed")
+        # Requeued means: to be run again, whatever exception led here. Celery rejects for good what it could not
+        # publish again for a retry, as while the broker is away: that would be a loss.
+        again = requeue or self._unsent_retry
+        self._settle(partial(reject, logger, errors, again), "lost" if again else "failed")
         self._changed(self)
 
     def _on_success(self, succeeded: Callable[..., None], result: Any, **kwargs: Any) -> None:
@@ -137,6 +143,7 @@ class Delivery:
     def _on_failure(self, failed: Callable[..., None], info: Any, *args: Any, **kwargs: Any) -> None:
         error = _cause(info)
         self.outcome = _outcome(error)
+        self._unsent_retry = isinstance(error, Reject) and isinstance(error.reason, OperationalError)
         self.crashed = _is_crash(error) and not (self.request._already_cancelled or self.request._already_revoked)
         try:
             failed(info, *args, **kwargs)

@@ -66,7 +66,7 @@ class WorkerNode:
         self.lease = Lease()
         database = cluster.store.database
         self._presence = Presence(f"{database.where} {database.schema} {database.prefix}", name)
-        self._starter = Starter(self.lease, Guard(database.tables.claim))
+        self._starter = Starter(self.lease, Guard(database.tables.claim, database.tables.timeline))
         self._inbox = Inbox(worker.hub)
         self._claimer = Claimer(
             cluster.store,

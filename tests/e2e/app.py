@@ -232,8 +232,9 @@ def _define_killers(app: Celery) -> None:
 def _define_retries(app: Celery) -> None:
     @app.task(shared=False, name="e2e.again", bind=True, max_retries=10)
     @coordinated(key="key")
-    def again(self: Task, key: str, times: int, countdown: float = 0.0) -> int:
-        with running(self, key):
+    def again(self: Task, key: str, times: int, countdown: float = 0.0, sec: float = 0.0) -> int:
+        with running(self, key) as body:
+            body.stay(sec)
             if self.request.retries < times:
                 raise self.retry(countdown=countdown)
             return self.request.retries
