@@ -8,6 +8,7 @@ from collections.abc import Callable
 import psycopg2
 from celery import Task
 from celery.exceptions import Ignore, Reject
+from kombu.exceptions import OperationalError
 
 from jobsync_celery import current_claim
 from jobsync_celery.errors import LeaseLost, StoreError
@@ -77,8 +78,11 @@ class Work:
         countdown = 0 if tried or "WALL_CLOCK_FILE" in os.environ else _COUNTDOWN_SEC
         try:
             self._task.retry(countdown=countdown, max_retries=None)
-        except Reject as rejected:  # the broker did not take the retry
-            raise Reject(rejected.reason, requeue=True) from rejected
+        except Reject as rejected:
+            if isinstance(rejected.reason, OperationalError):
+                raise  # the broker did not take the retry: the plugin has to know what that means
+            # On a connection that broke, kombu raises AttributeError too.
+            raise Reject(repr(rejected.reason), requeue=True) from rejected
 
     def _replace(self) -> None:
         self._body.stay(self._sec)
