@@ -61,6 +61,7 @@ class Stubborn(Exception):
 def define(app: Celery) -> None:
     """All tasks of this app."""
     _define_steps(app)
+    _define_waiting(app)
     _define_orders(app)
     _define_ends(app)
     _define_deaths(app)
@@ -120,6 +121,16 @@ def _define_steps(app: Celery) -> None:
     @coordinated(key="key")
     def limited(self: Task, key: str, n: int = 0) -> int:
         with running(self, key, n):
+            return n
+
+
+def _define_waiting(app: Celery) -> None:
+    @app.task(shared=False, name="e2e.as_long_as", bind=True)
+    @coordinated(key="key")
+    def as_long_as(self: Task, key: str, n: int, file: str) -> int:
+        with running(self, key, n) as body:
+            while os.path.exists(file):
+                body.stay(0.05)
             return n
 
 

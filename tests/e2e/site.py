@@ -199,10 +199,13 @@ class Site:
         found = (f"{stem}{i}" for i in range(10_000) if owners[cluster.tokens.partition_for(f"{stem}{i}")] == node)
         return next(key for i, key in enumerate(found) if i == n)
 
-    def waiting(self, queue: str) -> int:
-        """How many messages lie in a queue, ready to be fetched."""
+    def waiting(self, *queues: str) -> int:
+        """How many messages lie in these queues, ready to be fetched."""
         with kombu.Connection(self.broker_url) as connection:
-            channel = connection.default_channel
+            return sum(self._size(connection, queue) for queue in queues)
+
+    def _size(self, connection: kombu.Connection, queue: str) -> int:
+        with connection.channel() as channel:
             if self.is_redis:
                 return int(channel._size(queue))
             try:
