@@ -113,26 +113,32 @@ class Scene:
         at = now()
         return Message(self.site.call(task, key, 0, how_long).id, key, self.partition_of(key), at)
 
-    def fill(self, worker: Worker, task: str, sec: float) -> Filled:
-        """Let bodies run in all of a worker's slots for ``sec`` seconds, and give it more than it can fetch."""
+    def fill(self, worker: Worker, task: str, how_long: float | str) -> Filled:
+        """Let bodies run in all of a worker's slots for so long, and give it more than it can fetch."""
         mine = self.owned(worker.hostname())
-        running = [self.publish(task, self.key(partition), sec) for partition in mine[:2]]
+        running = [self.publish(task, self.key(partition), how_long) for partition in mine[:2]]
         self.site.until_begun(*(each.id for each in running))
-        rest = [self.publish("step", self.key(partition)) for _ in range(2) for partition in mine]
         behind = [self.publish("step", each.key) for each in running]
+        rest: list[Message] = []
+        queued: list[Message] = []
+        while len(queued) < len(mine):  # the prefetch window may still be wide from the last round
+            rest += [self.publish("step", self.key(partition)) for partition in mine]
+            claimed = self._claimed(rest, len(behind))
+            queued = [each for each in rest if each.id not in claimed]
+        fetched = [each for each in rest if each.id in claimed]
+        assert fetched, "nothing was granted ahead of the pool"
+        return Filled(running, fetched, queued, behind)
+
+    def _claimed(self, messages: list[Message], held: int) -> set[str]:
+        """Which of these are claimed, once all others lie in queues; so many more may be held back for their keys."""
         queues = self.site.queues()
 
-        def sorted_out() -> set[str] | None:
-            """The claimed ones, once every other message lies in a queue or is held back for its key."""
-            claimed = {claim["task_id"] for claim in self.site.claims(*(each.id for each in rest))}
-            waiting = self.site.waiting(*queues)
-            return claimed if len(rest) <= len(claimed) + waiting <= len(rest) + len(behind) else None
+        def claimed() -> set[str] | None:
+            found = {claim["task_id"] for claim in self.site.claims(*(each.id for each in messages))}
+            known = len(found) + self.site.waiting(*queues)
+            return found if len(messages) <= known <= len(messages) + held else None
 
-        claimed = until(sorted_out, "every message is fetched and granted, or queued", every=0.1)
-        fetched = [each for each in rest if each.id in claimed]
-        queued = [each for each in rest if each.id not in claimed]
-        assert fetched and queued, (len(fetched), len(queued))
-        return Filled(running, fetched, queued, behind)
+        return until(claimed, "every message is fetched and granted, or queued", every=0.05) or set()
 
     def runs(self, messages: Iterable[Message], *, not_on: str | None = None) -> list[Run]:
         """The runs of these messages, in the order in which they began."""
