@@ -14,6 +14,7 @@ from celery.exceptions import Ignore, Reject
 from celery.worker.control import control_command
 from sqlalchemy import create_engine, text
 
+from e2e import calls
 from e2e.history import running
 from jobsync_celery import JobSync, coordinated, current_claim
 
@@ -24,6 +25,8 @@ def make_app(settings: dict[str, Any]) -> Celery:
     """An app as a user would make it: ``conf`` goes to Celery, ``jobsync`` to the plugin."""
     app = Celery("e2e", set_as_current=False)
     app.conf.update(settings["conf"])
+    if path := app.conf.get("e2e_calls"):
+        calls.record(path)
     JobSync(app, settings["jobsync"])
     define(app)
     return app
