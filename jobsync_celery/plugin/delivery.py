@@ -17,6 +17,7 @@ from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLo
 from kombu.exceptions import OperationalError
 
 from jobsync_celery.core.model import Run
+from jobsync_celery.plugin.claim import Ticket
 from jobsync_celery.plugin.router import ORIGIN
 from jobsync_celery.plugin.terminator import LEASE_LOST_STATUS
 from jobsync_celery.store.outcomes import Granted
@@ -103,6 +104,20 @@ class Delivery:
 
     def __repr__(self) -> str:
         return f"<Delivery {self.run} key={self.key!r} {self.stage.name}>"
+
+    def ticket(self, node: str, epoch: int) -> Ticket:
+        """What the process that starts it gets of its claim."""
+        assert self.granted is not None
+        return Ticket(
+            key=self.key,
+            token=self.token,
+            partition=self.partition,
+            node=node,
+            fence=self.granted.fence,
+            attempt=self.granted.attempt,
+            run=tuple(self.run),  # type: ignore[arg-type]
+            given=(self.incarnation, epoch),
+        )
 
     def arm(self, changed: Callable[[Delivery], None], after_death: Callable[[Delivery], None]) -> None:
         """Keep Celery's settlement back, and learn when the pool is done with the request.

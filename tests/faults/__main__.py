@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _play(plan: Plan, folder: Path, out: Path | None) -> Outcome:
     began = now()
     with Stage(plan.broker, folder, plan.build) as stage:
-        versions = report.versions(stage)
+        rows = stage.tables.ask("SHOW server_version")
+        versions = report.versions(stage.kind, stage.broker.log, rows[0]["server_version"] if rows else "?")
         _OUT.print(", ".join(f"{name} {version}" for name, version in versions.items()))
         outcome = Run(stage, plan, lambda text: _OUT.print(f"{now() - began:7.1f}  {text}")).play()
         text = report.as_json(plan, outcome, versions)
