@@ -90,7 +90,8 @@ class Publisher(threading.Thread):
 
     def send(self, key: str, sec: float) -> int:
         """Publish a task of this key now, whose body stays so long; its number. Returns when the broker has it."""
-        message = Message(next(self._numbers), STEP, key, sec, str(uuid.uuid4()), os.urandom(8).hex())
+        identity = str(uuid.uuid4()), os.urandom(8).hex()
+        message = Message(next(self._numbers), STEP, key, sec, *identity, kind="plain", times=0)
         self._publish(message)
         return message.n
 
@@ -145,6 +146,7 @@ class Publisher(threading.Thread):
                     headers={ORIGIN: message.origin},
                     retry=False,
                 )
-            except (OperationalError, OSError):
+            # kombu's channel to Redis raises the last when its connection has gone while it was used.
+            except (OperationalError, OSError, AttributeError):
                 return False
             return True
