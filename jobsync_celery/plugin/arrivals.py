@@ -1,12 +1,16 @@
-"""Where a message was found, and where it belongs."""
+"""A request becomes a delivery: its key, where its message was found, and where it belongs."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from celery.worker import state as worker_state
+
+from jobsync_celery.errors import KeyMissing
 from jobsync_celery.plugin.coordinated import Coordination, Registry
 from jobsync_celery.plugin.delivery import Delivery
 from jobsync_celery.plugin.router import PartitionQueues
+from jobsync_celery.plugin.settlement import fail
 
 #: No partition: of a pool that nobody has made yet, or of a queue that carries none.
 NOWHERE = -1
@@ -23,13 +27,18 @@ class Arrivals:
         """How the request's task is coordinated; None for an ordinary one."""
         return self._registry.get(request.task.name)
 
-    def delivery(self, coordination: Coordination, request: Any, connection: int) -> Delivery:
-        """The request as a delivery; raises :class:`KeyMissing`.
+    def delivery(self, coordination: Coordination, request: Any, connection: int) -> Delivery | None:
+        """The delivery of a request that came on broker connection number ``connection``; without a key it is failed.
 
         Its partition is that of the queue it came on, if a message of its key may lie there: in the queue where it
         belongs, or in a lock pool's, since its key may be locked. Otherwise it is :data:`NOWHERE`.
         """
-        key = coordination.key(request.args, request.kwargs)
+        try:
+            key = coordination.key(request.args, request.kwargs)
+        except KeyMissing as error:
+            fail(request, error)
+            worker_state.task_ready(request)
+            return None
         token = self._queues.tokens.token(key)
         home = self._home(coordination, key, token)
         found = self._queues.number(request.delivery_info.get("routing_key"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
+from amqp.exceptions import ResourceLocked
 from celery import bootsteps
 from celery.worker import state as worker_state
 
@@ -14,6 +16,9 @@ from jobsync_celery.plugin.redis_channel import safe_transport
 from jobsync_celery.plugin.worker import WorkerNode
 
 logger = logging.getLogger(__name__)
+
+#: How long to wait for RabbitMQ to notice that a connection is gone.
+_LOCKED_QUEUE_SEC = 1.0
 
 
 class NodeStep(bootsteps.StartStopStep):
@@ -62,6 +67,7 @@ class QueuesStep(bootsteps.StartStopStep):
             return consumer.ensure_connected(connection)
 
         consumer.connection_for_read = connection_for_read
+        _outlive_locked_queue(consumer)
 
     def start(self, consumer: Any) -> None:
         if self._node is not None:
@@ -83,6 +89,22 @@ class QueuesStep(bootsteps.StartStopStep):
 def _stopping(consumer: Any) -> bool:
     closing = consumer.controller.blueprint.state != bootsteps.RUN
     return bool(closing or worker_state.should_stop or worker_state.should_terminate)
+
+
+def _outlive_locked_queue(consumer: Any) -> None:
+    """Try again where Celery would end the worker: its queue for remote control is still another connection's.
+
+    So it is after a network failure of which RabbitMQ does not know yet. Its heartbeats will tell it.
+    """
+    consumer.connection_errors = (*consumer.connection_errors, ResourceLocked)
+    begin_anew = consumer.on_connection_error_after_connected
+
+    def after_a_pause(error: Exception) -> None:
+        if isinstance(error, ResourceLocked):
+            time.sleep(_LOCKED_QUEUE_SEC)
+        begin_anew(error)
+
+    consumer.on_connection_error_after_connected = after_a_pause
 
 
 def _heartbeat(consumer: Any, heartbeat: float | None) -> float | None:

@@ -16,16 +16,16 @@ from typing import Any
 from celery.exceptions import TaskRevokedError
 from celery.worker import state as worker_state
 
-from jobsync_celery.errors import GaveUp, KeyMissing, StoreError
+from jobsync_celery.errors import GaveUp, StoreError
 from jobsync_celery.plugin.arrivals import NOWHERE, Arrivals
 from jobsync_celery.plugin.brokers import Broker
-from jobsync_celery.plugin.claim import Ticket
 from jobsync_celery.plugin.delivery import UNSTARTED, Delivery, Stage
 from jobsync_celery.plugin.held import Held
 from jobsync_celery.plugin.lanes import Lanes
 from jobsync_celery.plugin.pool_child import attach
 from jobsync_celery.plugin.settlement import fail, return_messages, settle
 from jobsync_celery.plugin.slots import Slots
+from jobsync_celery.plugin.surrender import return_ended, surrendered
 from jobsync_celery.plugin.suspects import Suspects
 from jobsync_celery.plugin.window import Window
 from jobsync_celery.runtime.claimer import Answer, Claimer, Recorded, Refused, Reply, Unavailable
@@ -91,11 +91,8 @@ class Gate:
         if coordination is None:
             self._ordinary(request)
             return
-        try:
-            delivery = self._arrivals.delivery(coordination, request, self.connection)
-        except KeyMissing as error:
-            fail(request, error)
-            worker_state.task_ready(request)
+        delivery = self._arrivals.delivery(coordination, request, self.connection)
+        if delivery is None:
             return
         if delivery.partition == NOWHERE:
             self._misplaced(delivery)
@@ -172,8 +169,7 @@ class Gate:
         gone = delivery.stage is Stage.GONE  # with its connection
         if isinstance(answer, Unavailable) and not isinstance(answer, Refused):
             # It may stand after all: ask until that is known, unless the same run has come again and asks itself.
-            again = self.lanes.same_run(delivery) if gone else None
-            if again is None or again.stage is Stage.WAITING:
+            if self._nobody_else_asks(delivery):
                 self._ask(delivery)
         elif not gone:
             if isinstance(answer, Known):
@@ -182,8 +178,13 @@ class Gate:
                 self._fail(delivery, answer)
             else:
                 self.withdraw(delivery)
-        elif delivery.granted is not None:
+        elif delivery.granted is not None and self._nobody_else_asks(delivery):
             self._record(delivery, "lost", lambda _: self.recheck())
+
+    def _nobody_else_asks(self, delivery: Delivery) -> bool:
+        """Whether a claim that may stand is this delivery's affair: not if it is gone, and its run has come again."""
+        again = self.lanes.same_run(delivery) if delivery.stage is Stage.GONE else None
+        return again is None or again.stage is Stage.WAITING
 
     def _drop_known(self, delivery: Delivery) -> None:
         """The run ended before: acknowledge this copy, and forget it."""
@@ -252,25 +253,10 @@ class Gate:
             self._ready.append(delivery)
 
     def _start(self, delivery: Delivery) -> bool:
-        granted = delivery.granted
-        assert granted is not None
         if self._suspects.begin(delivery, self._on_begun):  # it keeps its slot meanwhile
             return True
         delivery.stage = Stage.STARTED
-        given = (delivery.incarnation, self._lease.current.epoch)
-        attach(
-            delivery.request,
-            Ticket(
-                key=delivery.key,
-                token=delivery.token,
-                partition=delivery.partition,
-                node=self._node,
-                fence=granted.fence,
-                attempt=granted.attempt,
-                run=tuple(delivery.run),  # type: ignore[arg-type]
-                given=given,
-            ),
-        )
+        attach(delivery.request, delivery.ticket(self._node, self._lease.current.epoch))
         delivery.arm(self.changed, self.after_death)
         try:
             delivery.request.execute_using_pool(self.pool)
@@ -293,6 +279,8 @@ class Gate:
         delivery.stage = Stage.ENDING
         assert delivery.outcome is not None
         self._record(delivery, delivery.outcome, partial(self._on_end, delivery))
+        if not self._lease.trusted:
+            return_ended(delivery)
         # Behind the end in the claimer's queue, so at the earliest in the same transaction.
         self._advance(self.lanes.step_aside(delivery))
         self._ready.extend(self._suspects.released())
@@ -315,6 +303,10 @@ class Gate:
 
     def give_back(self, partitions: set[int]) -> None:
         """Return what has not started of these partitions to the broker, in order."""
+        if not self._lease.trusted:
+            self.return_messages(surrendered(self.lanes, partitions, self._abandon, self._forget_copies))
+            self._gone()
+            return
         returned = []
         for delivery in self.lanes.unstarted(partitions):
             if delivery.stage is Stage.CLAIMING:
@@ -328,6 +320,15 @@ class Gate:
                 returned += [copy.request.message for copy in (delivery, *delivery.duplicates)]
                 self.forget(delivery)
         self.return_messages(returned)
+
+    def _abandon(self, delivery: Delivery) -> None:
+        """Forget a delivery whose message is not ours any more, and end the claim that it has, or may have."""
+        ready = delivery.stage is Stage.READY
+        self.forget(delivery)
+        if ready:
+            self._record(delivery, "lost", lambda _: self.recheck())
+        elif delivery.doubtful:
+            self._ask(delivery)
 
     def return_messages(self, messages: list[Any]) -> None:
         """Give messages back to the broker, in the order of arrival."""
@@ -352,12 +353,16 @@ class Gate:
             worker_state.task_ready(delivery.request)
         delivery.stage = Stage.GONE
         self._held.discard(delivery)
-        for copy in delivery.duplicates:
-            self._held.discard(copy)
-            worker_state.task_ready(copy.request)
+        self._forget_copies(delivery)
         if delivery.finished:
             delivery.disarm()
         return self.lanes.remove(delivery)
+
+    def _forget_copies(self, delivery: Delivery) -> None:
+        for copy in delivery.duplicates:
+            self._held.discard(copy)
+            worker_state.task_ready(copy.request)
+        delivery.duplicates = []
 
     def flushed(self) -> None:
         """The pool forgot the jobs that no child had begun, and Celery whoever waited for a slot."""
@@ -374,14 +379,8 @@ class Gate:
         for delivery in self.lanes:
             delivery.duplicates.clear()
             delivery.counted = False
-            if delivery.stage in (Stage.STARTED, Stage.ENDING):
-                continue
-            ready = delivery.stage is Stage.READY
-            self.forget(delivery)
-            if ready:
-                self._record(delivery, "lost", lambda _: self.recheck())
-            elif delivery.doubtful:
-                self._ask(delivery)
+            if delivery.stage not in (Stage.STARTED, Stage.ENDING):
+                self._abandon(delivery)
         self._gone()
 
     def pending(self, partition: int) -> bool:

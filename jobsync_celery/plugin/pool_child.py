@@ -17,6 +17,7 @@ from celery.exceptions import Reject
 from jobsync_celery.plugin.claim import Claim, Ticket, running_under
 from jobsync_celery.plugin.coordinated import Coordination
 from jobsync_celery.plugin.terminator import Terminator
+from jobsync_celery.runtime.clock import boot_clock
 from jobsync_celery.runtime.lease import Lease, Pass
 from jobsync_celery.store.guard import Guard
 
@@ -53,9 +54,10 @@ class Starter:
                 return tracer(uuid, args, kwargs, request)
             ticket = Ticket(*packed)
             given = Pass(*ticket.given)
+            looked_at = boot_clock()
             if not self._lease.permits(given):
                 return _refusal()
-            claim = Claim(ticket, self._lease, self._guard)
+            claim = Claim(ticket, self._lease, self._guard, looked_at)
             with self._terminator.watching(given.incarnation) if terminates else nullcontext():
                 return running_under(claim, lambda: tracer(uuid, args, kwargs, request))
 

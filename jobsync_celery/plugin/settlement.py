@@ -1,4 +1,4 @@
-"""What becomes of a delivery's message, and of further copies of it, when it ends or is given back."""
+"""What becomes of a delivery's message and its copies when it ends or is given back."""
 
 from __future__ import annotations
 

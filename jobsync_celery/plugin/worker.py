@@ -67,7 +67,7 @@ class WorkerNode:
         self.lease = Lease()
         database = cluster.store.database
         self._presence = Presence(f"{database.where} {database.schema} {database.prefix}", name)
-        self._starter = Starter(self.lease, Guard(database.tables.claim))
+        self._starter = Starter(self.lease, Guard(database.tables.claim, database.tables.timeline))
         self._inbox = Inbox(worker.hub)
         self._claimer = Claimer(
             cluster.store,
@@ -298,6 +298,8 @@ def _ignore(message: Any) -> None:
 
 def _read_results(pool: Any, hub: Any) -> None:
     """Let the pool read what its children have written so far."""
+    if "handle_event" not in vars(pool._result_handler):
+        return  # the event loop has never turned, so the pool has run nothing, and cannot read
     for fileno in list(pool._fileno_to_outq):
         while fileno in pool._fileno_to_outq and select.select([fileno], [], [], 0)[0]:
             # A message that is read in part goes on where it stopped: the pool keeps a generator for it in the hub.

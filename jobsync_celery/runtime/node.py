@@ -95,6 +95,8 @@ class Node:
         self._thread = threading.Thread(target=self._run, name="jobsync-node", daemon=True)
         self._ready = False
         self.down = False
+        #: The incarnation as leadership and ownership know it. The heartbeat after a registration may fail.
+        self._known: int | None = None
         self._sync = self._trusted = self._hangs = False
         self._draining = self._handing_over = self._leaving = False
         self.drained = threading.Event()
@@ -205,7 +207,6 @@ class Node:
         self._ready = True
 
     def _beat(self) -> None:
-        before = self.membership.incarnation
         sent_at = self._clock()
         answer = self.membership.tick()
         now = self._clock()
@@ -213,11 +214,12 @@ class Node:
             self.down = False
             self._events("store_available")
         incarnation = self.membership.incarnation
-        if incarnation != before:
+        if incarnation != self._known:
             self.leadership.reset(incarnation)
-            if before is not None:
+            if self._known is not None:
                 self.ownership.forget()
                 self._trusted = False
+            self._known = incarnation
             self._sync = True
         if answer is None:
             return
