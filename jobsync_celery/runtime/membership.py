@@ -114,8 +114,10 @@ class Membership:
         if incarnation is None:
             return
         with self._link.transaction() as tx:
+            self._store.leaders.lock(tx)
             self._store.nodes.remove(tx, self.name, incarnation)
             self._store.partitions.free_orphans(tx)
+            self._store.partitions.forget_plan(tx)
             self._store.claims.lose(tx, incarnation)
             self._store.notify(tx, "members")
             self._store.notify(tx, "freed")

@@ -93,6 +93,10 @@ class Partitions:
             " FROM unnest(CAST(:firsts AS int[]), CAST(:lasts AS int[])) WITH ORDINALITY AS t (first, last, index)"
             " RETURNING partition_id"
         )
+        self._forget_plan = sql(
+            "UPDATE {partition} SET target = NULL, caretaker = false, version = version + 1"
+            " WHERE target IS NOT NULL AND NOT EXISTS (SELECT FROM {node} WHERE state IN ('live', 'draining'))"
+        )
         self._free_orphans = sql(
             "WITH orphans AS (SELECT p.partition_id FROM {partition} p WHERE p.owner_incarnation IS NOT NULL"
             " AND NOT EXISTS (SELECT FROM {node} n WHERE n.incarnation = p.owner_incarnation"
@@ -168,6 +172,13 @@ class Partitions:
         firsts, lasts = zip(*ranges, strict=True)
         rows = tx.execute(self._add_pool, {"pool": pool, "firsts": list(firsts), "lasts": list(lasts)})
         return tuple(sorted(row.partition_id for row in rows))
+
+    def forget_plan(self, tx: Connection) -> None:
+        """If there is no node any more, take back the plan: the next one is a first plan again.
+
+        The leader's row must be locked, or two that leave at once each see the other.
+        """
+        tx.execute(self._forget_plan)
 
     def free_orphans(self, tx: Connection) -> Sequence[int]:
         """Free every partition whose owner is dead or gone."""
