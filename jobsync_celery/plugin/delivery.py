@@ -61,6 +61,7 @@ class Delivery:
         "outcome",
         "partition",
         "request",
+        "returned",
         "returning",
         "run",
         "settlement",
@@ -93,6 +94,8 @@ class Delivery:
         #: Whether the settlement is Celery's plain acknowledgement.
         self.acknowledges = False
         self.finished = False
+        #: Its message went back before its end was recorded.
+        self.returned = False
         #: It asked for a retry that the broker did not take.
         self._unsent_retry = False
         #: Further copies of the same run, settled after it.
