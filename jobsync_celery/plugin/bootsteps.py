@@ -73,6 +73,11 @@ class QueuesStep(bootsteps.StartStopStep):
         if self._node is not None:
             self._node.connected(consumer)
 
+    def register_with_event_loop(self, consumer: Any, hub: Any) -> None:
+        """The pool has registered before."""
+        if self._node is not None:
+            self._node.turning()
+
     def stop(self, consumer: Any) -> None:
         if self._node is None:
             return

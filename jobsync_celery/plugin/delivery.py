@@ -63,6 +63,7 @@ class Delivery:
         "partition",
         "pool",
         "request",
+        "returned",
         "returning",
         "run",
         "settlement",
@@ -108,6 +109,8 @@ class Delivery:
         #: Whether the settlement is Celery's plain acknowledgement.
         self.acknowledges = False
         self.finished = False
+        #: Its message went back before its end was recorded.
+        self.returned = False
         #: It asked for a retry that the broker did not take.
         self._unsent_retry = False
         #: Further copies of the same run, settled after it.

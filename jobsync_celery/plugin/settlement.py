@@ -24,6 +24,9 @@ def settle(delivery: Delivery, broker: Broker, connection: int, *, ours: bool) -
     if not ours:
         broker.drop([message, *copies] if fresh else copies)
         return
+    if delivery.returned:  # and what has come since is the same message again, on Redis by its tag too
+        broker.give_back(copies)
+        return
     if fresh and delivery.acknowledges:  # what Celery's own way comes to, several calls and a turn of the loop later
         broker.acknowledge(message)
     elif fresh and delivery.settlement is not None:

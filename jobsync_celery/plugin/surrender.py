@@ -41,9 +41,6 @@ def surrendered(
 def return_ended(delivery: Delivery) -> None:
     """Settle now what is to be run again, though that it was lost is not recorded yet."""
     if delivery.stage is Stage.ENDING and delivery.outcome == "lost" and delivery.settlement is not None:
-        settlement, delivery.settlement = delivery.settlement, _settled
+        settlement, delivery.settlement = delivery.settlement, None
+        delivery.returned = True
         settlement()
-
-
-def _settled() -> None:
-    """The message has gone back already."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from inspect import isgenerator
 from typing import Any
 
 from celery import signals
@@ -30,6 +28,7 @@ from jobsync_celery.plugin.gate import Gate
 from jobsync_celery.plugin.held import Held
 from jobsync_celery.plugin.inbox import Inbox
 from jobsync_celery.plugin.pool_child import Starter
+from jobsync_celery.plugin.pool_results import PoolResults
 from jobsync_celery.plugin.slots import slots_for
 from jobsync_celery.plugin.window import Window
 from jobsync_celery.runtime.claimer import Answer, Claimer, Reply
@@ -56,6 +55,8 @@ class WorkerNode:
         worker: Celery's WorkController.
         participates: false for a worker that consumes other queues only.
     """
+
+    _results: PoolResults | None = None
 
     def __init__(self, worker: Any, cluster: Cluster, name: str, *, participates: bool) -> None:
         config = cluster.config
@@ -128,6 +129,11 @@ class WorkerNode:
             self._border.recover()  # what was fetched on the lost connection
         else:
             self._start()
+
+    def turning(self) -> None:
+        """The event loop is about to turn on a new connection, with the pool in it."""
+        if self._results is not None:
+            self._results.resume()
 
     def disconnected(self) -> None:
         """The broker connection was lost; Celery makes another."""
@@ -245,9 +251,11 @@ class WorkerNode:
         if inner is None or not hasattr(inner, "handle_result_event"):
             return
 
+        results = self._results = PoolResults(inner, self._worker.hub)
+
         def fenced_flush() -> None:
             self.lease.advance()
-            _read_results(inner, self._worker.hub)
+            results.read()
             flush()
             self.gate.flushed()
 
@@ -294,17 +302,3 @@ def _spare_the_collector() -> None:
 
 def _ignore(message: Any) -> None:
     """A message that arrives after the consumer was cancelled."""
-
-
-def _read_results(pool: Any, hub: Any) -> None:
-    """Let the pool read what its children have written so far."""
-    if "handle_event" not in vars(pool._result_handler):
-        return  # the event loop has never turned, so the pool has run nothing, and cannot read
-    for fileno in list(pool._fileno_to_outq):
-        while fileno in pool._fileno_to_outq and select.select([fileno], [], [], 0)[0]:
-            # A message that is read in part goes on where it stopped: the pool keeps a generator for it in the hub.
-            reader = hub.readers.get(fileno, (None, ()))[0]
-            if isgenerator(reader):
-                next(reader, None)
-            else:
-                pool.handle_result_event(fileno)

@@ -69,6 +69,7 @@ def define(app: Celery) -> None:
     _define_orders(app)
     _define_ends(app)
     _define_deaths(app)
+    _define_oddities(app)
     _define_killers(app)
     _define_retries(app)
     _define_effects(app)
@@ -212,6 +213,19 @@ def _define_ends(app: Celery) -> None:
             return "second attempt"
 
 
+def _define_oddities(app: Celery) -> None:
+    @app.task(shared=False, name="e2e.odd", bind=True)
+    @coordinated(key="key")
+    def odd(self: Task, key: str, how: str, sec: float = 0.0) -> Any:
+        with running(self, key) as body:
+            body.stay(sec)
+            if how == "raises":
+                raise Stubborn()
+            if how == "shouts":
+                raise ValueError("x" * 1_000_000)
+            return {"result": lambda: None, "large": "x" * 3_000_000}[how]
+
+
 def _define_deaths(app: Celery) -> None:
     @app.task(shared=False, name="e2e.die", bind=True)
     @coordinated(key="key")
@@ -222,14 +236,6 @@ def _define_deaths(app: Celery) -> None:
                     sys.exit(3)
                 os.kill(os.getpid(), signal.SIGKILL)
             return "second attempt"
-
-    @app.task(shared=False, name="e2e.odd", bind=True)
-    @coordinated(key="key")
-    def odd(self: Task, key: str, how: str) -> Any:
-        with running(self, key):
-            if how == "raises":
-                raise Stubborn()
-            return {"result": lambda: None, "large": "x" * 3_000_000}[how]
 
     @app.task(shared=False, name="e2e.deaf", bind=True)
     @coordinated(key="key")

@@ -75,3 +75,20 @@ def test_a_retry_that_the_broker_does_not_take_is_no_loss(celery_setup: Any, sit
     assert [(run.retries, run.attempt) for run in site.history.runs(result.id)] == [(0, 1), (0, 2), (1, 1)]
     site.assert_serial()
     site.assert_brokers_are_empty()
+
+
+@pytest.mark.cluster("w1", options=("-c", "1"), conf={"broker_transport_options": {"confirm_publish": True}})
+def test_an_error_that_is_half_read_when_the_connection_is_lost_costs_no_pool_slot(
+    celery_setup: Any, site: Site, server: PrivateServer
+) -> None:
+    """The child writes it while the loop is busy, and the loop meets both: a part of it, and the lost connection."""
+    large = site.call("odd", "key", "shouts", 1.0, ignore_result=True)
+    site.until_begun(large.id)
+    site.app.control.broadcast("hang", arguments={"sec": 4.0})
+    until(lambda: [run.how for run in site.history.runs(large.id)] == ["ValueError"], "its body has failed")
+    server.restart()
+    after = site.call("step", "other", ignore_result=True)
+    site.until_ended(after.id)
+    until(lambda: [claim["state"] for claim in site.claims(large.id)] == ["failed"], "its end is recorded")
+    site.assert_serial()
+    celery_setup.worker_cluster[0].stop()

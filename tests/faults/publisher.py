@@ -37,6 +37,11 @@ _LAST_SEC = 60.0
 _ASKED_FOR = 10**6
 
 
+def is_hot(key: str) -> bool:
+    """Whether it is one of the few keys of which many tasks wait."""
+    return key.startswith("hot")
+
+
 @dataclass(frozen=True)
 class Message:
     """Everything about one message, so that it can be sent again as it was."""

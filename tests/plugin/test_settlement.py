@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from jobsync_celery.plugin.brokers import AmqpBroker
-from jobsync_celery.plugin.delivery import Delivery
+from jobsync_celery.plugin.delivery import Delivery, Stage
 from jobsync_celery.plugin.settlement import settle
+from jobsync_celery.plugin.surrender import return_ended
 
 CONNECTION = 3
 
@@ -57,6 +58,16 @@ def test_a_run_to_be_run_again_is_settled_celerys_way_and_its_copies_return(brok
     run.settlement = lambda: broker.asked.append(("rejected",))
     settle(run, broker, CONNECTION, ours=True)
     assert broker.asked == [("rejected",), ("return_copies", "message", ["copy"])]
+
+
+def test_what_came_again_after_its_message_went_back_early_goes_back_too(broker: Recording) -> None:
+    """On Redis it has the tag of the first, which would have returned it: that is over, and it would stay."""
+    run = _ended("lost", acknowledges=False)
+    run.stage = Stage.ENDING
+    return_ended(run)
+    run.duplicates.append(_delivery("copy"))
+    settle(run, broker, CONNECTION, ours=True)
+    assert broker.asked == [("give_back", ["copy"])]
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_CORK"), reason="only Linux lets packets wait for each other")
