@@ -69,6 +69,8 @@ class Membership:
         self.incarnation: int | None = None
         self.draining = False
         self.next_due = 0.0
+        #: Whether heartbeats are to ask for the roster too.
+        self.curious: Callable[[], bool] = lambda: False
 
     @property
     def name(self) -> str:
@@ -132,7 +134,7 @@ class Membership:
         assert self.incarnation is not None
         # Trust is counted from before the statement is sent: a slow answer must not stretch the lease.
         sent_at = self._clock()
-        answer = self._store.nodes.renew(self._link, self.name, self.incarnation)
+        answer = self._store.nodes.renew(self._link, self.name, self.incarnation, self.curious())
         if answer is None:
             self.lose("it was declared dead, or its row was removed")
             return None

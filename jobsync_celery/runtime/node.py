@@ -19,6 +19,7 @@ from jobsync_celery.runtime.lease import Lease
 from jobsync_celery.runtime.membership import Hold, Membership
 from jobsync_celery.runtime.ownership import Ownership, Surface
 from jobsync_celery.runtime.pulse import Pulse
+from jobsync_celery.runtime.roster import Herald, Roster, Silence
 from jobsync_celery.store.nodes import Identity
 from jobsync_celery.store.schema import ClusterShape, ensure_schema
 from jobsync_celery.store.store import Store
@@ -40,7 +41,11 @@ class NodeSettings:
 
 
 class Node:
-    """A registered, running worker, from the cluster's side."""
+    """A registered, running worker, from the cluster's side.
+
+    Arguments:
+        herald: tells the user's receivers of other nodes that come and go.
+    """
 
     def __init__(
         self,
@@ -52,6 +57,7 @@ class Node:
         events: Events,
         clock: Callable[[], float] = boot_clock,
         pulse: Pulse | None = None,
+        herald: Herald | None = None,
     ) -> None:
         name = settings.identity.name
         shape = settings.shape
@@ -78,6 +84,8 @@ class Node:
             rejoin_grace=settings.rejoin_grace,
             clock=clock,
         )
+        self._roster = Roster(store, self._link, name, herald or Silence())
+        self.membership.curious = self._roster.curious
         self.ownership = Ownership(store, self._link, surface, events, name=name, wake=self.wake)
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
@@ -211,6 +219,7 @@ class Node:
         self.leadership.observe(answer, sent_at, now)
         self._sync = self._sync or answer.misplaced
         self._surface.recheck()
+        self._roster.learn(answer)
 
     def _watch_deadline(self) -> None:
         if self._trusted and not self._lease.trusted:
@@ -260,6 +269,8 @@ class Node:
         if notices & {"plan", "freed", "evicted"}:
             self._sync = True
         if "members" in notices and self.leadership.watching:
+            self.membership.next_due = self._clock()
+        if notices & {"members", "evicted"} and self._roster.curious():
             self.membership.next_due = self._clock()
         if "evicted" in notices:
             self._surface.recover()

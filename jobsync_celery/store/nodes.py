@@ -63,6 +63,7 @@ class Renewal:
 
     ``misplaced``: some partition waits to be taken or released by this node. ``unsettled``: a partition or a
     running claim still belongs to an incarnation that is gone. ``members`` is empty unless this node watches.
+    ``roster`` is told if it was asked for: a text that changes whenever a node joins, goes or begins to drain.
     """
 
     state: str
@@ -71,6 +72,7 @@ class Renewal:
     misplaced: bool
     unsettled: bool
     members: tuple[Member, ...]
+    roster: str | None = None
 
     @property
     def watching(self) -> bool:
@@ -134,7 +136,11 @@ class Nodes:
             " WHERE o.incarnation = c.incarnation AND o.state IN ('live', 'draining')))) AS unsettled,"
             " CASE WHEN duty.watching THEN (SELECT json_agg(json_build_array(o.name, o.incarnation, o.state, o.weight,"
             " o.renewals, extract(epoch FROM clock_timestamp() - o.last_heartbeat), o.lease_sec))"
-            " FROM {node} o WHERE o.state IN ('live', 'draining')) END AS members"
+            " FROM {node} o WHERE o.state IN ('live', 'draining')) END AS members,"
+            # Later incarnations are larger numbers, so no two sets that follow each other agree in count and sum.
+            " CASE WHEN :curious THEN (SELECT concat_ws(' ', count(*), sum(o.incarnation),"
+            " count(*) FILTER (WHERE o.state = 'draining'), sum(o.incarnation) FILTER (WHERE o.state = 'draining'))"
+            " FROM {node} o WHERE o.state IN ('live', 'draining')) END AS roster"
             " FROM mine, duty",
         )
         self._members = sql(
@@ -188,17 +194,21 @@ class Nodes:
             tx.execute(self._outlive, {"timeline": timeline})
         return int(row.incarnation) if row else None
 
-    def renew(self, link: Link, name: str, incarnation: int) -> Renewal | None:
+    def renew(self, link: Link, name: str, incarnation: int, curious: bool = False) -> Renewal | None:
         """One heartbeat, one statement; None if this incarnation is dead or gone.
 
-        There is no expiry test: whoever was not declared dead resumes after an outage.
+        There is no expiry test: whoever was not declared dead resumes after an outage. With ``curious`` the answer
+        has a ``roster``.
         """
-        rows = link.statement(self._renew, {"name": name, "incarnation": incarnation, "watchers": WATCHERS})
+        params = {"name": name, "incarnation": incarnation, "watchers": WATCHERS, "curious": curious}
+        rows = link.statement(self._renew, params)
         if not rows:
             return None
         row = rows[0]
         members = tuple(_member(*fields) for fields in row.members or ())
-        return Renewal(row.state, row.database_time, int(row.timeline), row.misplaced, row.unsettled, members)
+        return Renewal(
+            row.state, row.database_time, int(row.timeline), row.misplaced, row.unsettled, members, row.roster
+        )
 
     def members(self, tx: Connection) -> tuple[Member, ...]:
         """All nodes that are live or draining, oldest first."""
