@@ -16,6 +16,7 @@ from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Ignore, Retry, TimeLimitExceeded, WorkerLostError
 
 from jobsync_celery.core.model import Run
+from jobsync_celery.plugin.claim import Ticket
 from jobsync_celery.plugin.router import ORIGIN
 from jobsync_celery.plugin.terminator import LEASE_LOST_STATUS
 from jobsync_celery.store.outcomes import Granted
@@ -99,6 +100,26 @@ class Delivery:
 
     def __repr__(self) -> str:
         return f"<Delivery {self.run} key={self.key!r} {self.stage.name}>"
+
+    def ticket(self, node: str, epoch: int, tenure: int) -> Ticket:
+        """What its job carries into the pool, once it is granted."""
+        assert self.granted is not None
+        return Ticket(
+            key=self.key,
+            token=self.token,
+            partition=self.partition,
+            node=node,
+            fence=self.granted.fence,
+            attempt=self.granted.attempt,
+            run=(self.run.task_id, self.run.origin, self.run.retries),
+            given=(self.incarnation, epoch),
+            tenure=tenure,
+        )
+
+    @property
+    def unbegun(self) -> bool:
+        """Whether it was handed to the pool, and its body has not begun yet."""
+        return self.stage is Stage.STARTED and not self.finished and self.request.time_start is None
 
     def arm(self, changed: Callable[[Delivery], None], after_death: Callable[[Delivery], None]) -> None:
         """Keep Celery's settlement back, and learn when the pool is done with the request.

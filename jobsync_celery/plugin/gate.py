@@ -18,7 +18,6 @@ from celery.worker import state as worker_state
 
 from jobsync_celery.errors import GaveUp, KeyMissing, StoreError
 from jobsync_celery.plugin.brokers import Broker
-from jobsync_celery.plugin.claim import Ticket
 from jobsync_celery.plugin.coordinated import Coordination, Registry
 from jobsync_celery.plugin.delivery import UNSTARTED, Delivery, Stage
 from jobsync_celery.plugin.held import Held
@@ -31,6 +30,7 @@ from jobsync_celery.plugin.suspects import Suspects
 from jobsync_celery.plugin.window import Window
 from jobsync_celery.runtime.claimer import Answer, Claimer, Recorded, Refused, Reply, Unavailable
 from jobsync_celery.runtime.lease import Lease
+from jobsync_celery.runtime.tenures import Tenures
 from jobsync_celery.store.outcomes import Busy, Ending, GivenUp, Granted, Known, Wanted
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ class Gate:
         self.lanes = Lanes()
         self._suspects = Suspects(scribe, self.lanes)
         self.accepting: set[int] = set()
+        self.tenures: Tenures
         self.broker: Broker
         self.window: Window
         self.pool: Any
@@ -248,25 +249,11 @@ class Gate:
             self._ready.append(delivery)
 
     def _start(self, delivery: Delivery) -> bool:
-        granted = delivery.granted
-        assert granted is not None
         if self._suspects.begin(delivery, self._on_begun):  # it keeps its slot meanwhile
             return True
         delivery.stage = Stage.STARTED
-        given = (delivery.incarnation, self._lease.current.epoch)
-        attach(
-            delivery.request,
-            Ticket(
-                key=delivery.key,
-                token=delivery.token,
-                partition=delivery.partition,
-                node=self._node,
-                fence=granted.fence,
-                attempt=granted.attempt,
-                run=tuple(delivery.run),  # type: ignore[arg-type]
-                given=given,
-            ),
-        )
+        tenure = self.tenures.of(delivery.partition)
+        attach(delivery.request, delivery.ticket(self._node, self._lease.current.epoch, tenure))
         delivery.arm(self.changed, self.after_death)
         try:
             delivery.request.execute_using_pool(self.pool)
@@ -383,6 +370,10 @@ class Gate:
     def pending(self, partition: int) -> bool:
         """Whether something of this partition is still to be given back."""
         return any(one.partition == partition and (one.stage in UNSTARTED or one.returning) for one in self.lanes)
+
+    def beginning(self, partition: int) -> bool:
+        """Whether the pool has something of this partition that has not begun yet."""
+        return any(one.partition == partition and one.unbegun for one in self.lanes)
 
     def hold(self, delivery: Delivery) -> None:
         """Keep a message that nothing can be done with, without its narrowing the prefetch window."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import click
 from celery import Celery
 
 from jobsync_celery.core.model import Plan
 from jobsync_celery.core.plan import plan
-from jobsync_celery.core.tokens import key_text
+from jobsync_celery.core.tokens import TokenSet, key_text
 from jobsync_celery.errors import JobsyncError, SettingsError
 from jobsync_celery.plugin import beat
+from jobsync_celery.plugin.audience import Callback
 from jobsync_celery.plugin.bootsteps import NodeStep, QueuesStep
 from jobsync_celery.plugin.cluster import Cluster
 from jobsync_celery.plugin.worker import WorkerNode
@@ -20,6 +21,8 @@ from jobsync_celery.runtime.leadership import rebalance
 from jobsync_celery.settings import CoordinationConfig
 from jobsync_celery.store.nodes import NodeRow
 from jobsync_celery.store.reports import ClusterStatus, Reports
+
+Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
 _UNSET: Any = object()
 _NODE_NAME = click.Option(
@@ -37,13 +40,22 @@ class JobSync:
         config: a :class:`CoordinationConfig`, a mapping or an object with its settings. Left out, the app's own
             ``jobsync`` setting is read (``CELERY_JOBSYNC`` with Django). None, or ``enabled=False``, switches
             coordination off: tasks are ordinary Celery tasks, and nothing is opened or created.
+        on_rebalance: a first callback for :meth:`on_rebalance`.
 
     Raises:
         SettingsError: a setting is unknown or impossible, or no database is named.
     """
 
-    def __init__(self, app: Celery, config: CoordinationConfig | Mapping[str, Any] | object | None = _UNSET) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        config: CoordinationConfig | Mapping[str, Any] | object | None = _UNSET,
+        *,
+        on_rebalance: Callable[..., object] | None = None,
+    ) -> None:
         self.app = app
+        #: What :meth:`on_rebalance` was given.
+        self.callbacks: list[Callback] = [] if on_rebalance is None else [Callback(on_rebalance)]
         self.config = CoordinationConfig.of(_from_app(app) if config is _UNSET else config)
         self.cluster = None if self.config is None else Cluster(app, self.config)
         #: This process's node, if it is a worker.
@@ -60,6 +72,19 @@ class JobSync:
         app.on_after_configure.connect(self._route, weak=False)
         if app.configured:
             self._route()
+
+    def on_rebalance(self, callback: Decorated) -> Decorated:
+        """Call ``callback(event)``, or ``callback()`` if it takes nothing, whenever this worker gains or loses tokens.
+
+        Usable as a decorator. The event is a :class:`RebalanceEvent`. It is called in the worker's main process, after
+        the receivers of ``partitions_assigned`` or ``partitions_revoked``, and under the same promises; see
+        :mod:`jobsync_celery.signals`.
+
+        Raises:
+            SettingsError: it is a coroutine function, or takes neither one argument nor none.
+        """
+        self.callbacks.append(Callback(callback))
+        return callback
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
@@ -78,20 +103,19 @@ class JobSync:
             return Reports(self._active.store.database).owner(tx, partition)
 
     def owns(self, key: object) -> bool:
-        """Whether this worker owns the key now; false from its deadline on. Asks no server."""
+        """Whether this worker owns the key now; false from its deadline on. Asks no server.
+
+        It is true for the receivers of ``partitions_assigned`` already, and for those of ``partitions_revoked`` no
+        longer; so it is false here before the next owner's is true.
+        """
         node = self.node
-        if node is None or not node.lease.trusted:
-            return False
-        return self._active.tokens.partition_for(key_text(key)) in node.gate.accepting
+        return node is not None and self._active.tokens.partition_for(key_text(key)) in node.held
 
     @property
     def my_tokens(self) -> frozenset[int]:
         """The tokens this worker owns now; empty from its deadline on. Asks no server."""
         node = self.node
-        if node is None or not node.lease.trusted:
-            return frozenset()
-        ranges = (self._active.tokens.range(number) for number in tuple(node.gate.accepting))
-        return frozenset(token for first, last in ranges for token in range(first, last + 1))
+        return frozenset() if node is None else frozenset(TokenSet(self._active.tokens, node.held))
 
     # -- the cluster --------------------------------------------------------------------------------------------
 
