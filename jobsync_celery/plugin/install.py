@@ -109,7 +109,7 @@ class JobSync:
         longer; so it is false here before the next owner's is true.
         """
         node = self.node
-        return node is not None and self._active.tokens.partition_for(key_text(key)) in node.held
+        return node is not None and node.has(self._active.tokens.partition_for(key_text(key)))
 
     @property
     def my_tokens(self) -> frozenset[int]:

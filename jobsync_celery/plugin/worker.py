@@ -116,11 +116,17 @@ class WorkerNode:
 
     @property
     def held(self) -> frozenset[int]:
-        """The partitions that this worker has; none from its deadline on. Any thread."""
+        """The partitions that this worker has; none from its deadline on. Any thread, and pool children too."""
         incarnation = self.lease.incarnation
-        held = self._tenancy.held
+        held = self._tenancy.held if os.getpid() == self._pid else frozenset(self._tenures.all())
         # Asked last, and for that incarnation: a process that was stopped in between may have another one by now.
         return held if self.lease.holds(incarnation) else frozenset()
+
+    def has(self, partition: int) -> bool:
+        """Whether a partition is among :attr:`held`."""
+        incarnation = self.lease.incarnation
+        has = partition in self._tenancy.held if os.getpid() == self._pid else self._tenures.of(partition) != 0
+        return has and self.lease.holds(incarnation)
 
     # -- the consumer's life ------------------------------------------------------------------------------------
 
