@@ -228,8 +228,9 @@ class WorkerNode:
             self._cluster.store.database.discard_after_fork()
 
     def _unwelcome(self, partition: int) -> None:
-        self._border.unwelcome(partition)
-        self._tenancy.disown(frozenset({partition}))
+        if partition in self.gate.accepting:
+            self._border.unwelcome(partition)
+            self._tenancy.disown(frozenset({partition}))
 
     def _heard(self, fact: str, fields: dict[str, Any]) -> None:
         if fact == "lease_lost":

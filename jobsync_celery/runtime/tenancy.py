@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 from typing import Any
 
@@ -103,7 +103,7 @@ class Tenancy:
             self._shut(partitions)
             if not self._lease.trusted:
                 self._tenures.end(partitions)
-                self._owe(partitions, lost=True)
+                self._lose(self._told)  # all of it, also what is being handed over
             self._inner.stop(partitions)
             self._changed.notify_all()
 
@@ -203,13 +203,18 @@ class Tenancy:
         left = deadline - self._clock()
         if left > 0 or self._lease.deadline != deadline:  # renewed between the two looks
             return min(max(left, 0.0), _LONGEST_WAIT_SEC)
-        consumed = frozenset(had & self._open)
-        self._shut(frozenset(had))
+        self._lose(had)
+        return 0.0
+
+    def _lose(self, had: Set[int]) -> None:
+        """The lease is over, and with it all that the receivers have; what the node wants may come back."""
+        had = frozenset(had)
+        consumed = had & self._open
+        self._shut(had)
         self._tenures.end(had)
-        self._owe(frozenset(had), lost=True)
+        self._owe(had, lost=True)
         if consumed:
             self._inner.stop(consumed)
-        return 0.0
 
     # -- in the thread of the receivers -------------------------------------------------------------------------
 

@@ -167,9 +167,14 @@ def test_what_is_lost_while_it_is_assigned_is_never_consumed_and_then_revoked(st
 def test_a_lost_incarnation_revokes_also_what_was_being_handed_over(stage: TenancyStage) -> None:
     stage.listen()
     stage.give(1, 2)
+    busy = threading.Event()
+    stage.crowd.on("node_left", lambda: busy.wait(10))
+    stage.tenancy.post("node_left")
     stage.tenancy.stop(some(1))  # and the surface does not report
     stage.lease.close()
     stage.tenancy.stop(some(2))
+    stage.lease.renew(2, stage.clock.now + LEASE)  # at once, before the receivers' thread comes to look
+    busy.set()
     eventually(lambda: sorted(number for _, told in stage.calls[1:] for number in told) == [1, 2])
     assert {signal for signal, _ in stage.calls[1:]} == {"lost"}
 
