@@ -87,10 +87,11 @@ class Ledger:
                 yield f"a body began outside of its worker's stay: {start}"
 
     def _early(self) -> Iterator[str]:
-        """Bodies that began before a live former owner's revoked call had returned."""
+        """Bodies that began before a live former owner's revoked call had returned, or, lost, had begun."""
         for start in self.starts:
             for stay in self._stays(start, mine=False):
-                if stay.called < start["at"] < min(stay.left, self._ended.get(stay.worker, float("inf"))):
+                done = stay.revoked if stay.lost else stay.left
+                if stay.called < start["at"] < min(done, self._ended.get(stay.worker, float("inf"))):
                     yield f"a body began before the former owner was done: {start} {stay}"
 
     def _two_owners(self) -> Iterator[str]:

@@ -9,8 +9,10 @@ import os
 import random
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from faults.proxy import PASS, Exchange, Mode, Proxy
 
 from e2e.history import now
 from e2e.ledger import Ledger
@@ -154,6 +156,40 @@ def test_a_stopped_worker_owns_nothing_when_it_wakes_and_its_receivers_hear_that
     until(lambda: any(line["at"] > revoked["at"] for line in ledger(site).of("assigned returned", pid)), "and again")
     # A stopped process is not live until it wakes.
     assert [each for each in ledger(site, {pid: 0.0}).problems() if "alternate" in each or "at a time" in each] == []
+
+
+@pytest.mark.parametrize("broker_url", [pytest.param("redis", marks=pytest.mark.redis)], indirect=True)
+def test_a_live_worker_that_is_cut_off_from_the_database_revokes_before_the_next_owner_starts(site: Site) -> None:
+    """Its node's thread waits for an answer all the while; the receivers hear of the deadline all the same."""
+    listening(site, sleep=0.02)
+    url = urlsplit(site.database_url)
+    exchange = Exchange()
+    way = Proxy(exchange, url.port or 0)
+    through = url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{way.port}").geturl()
+    try:
+        site.worker("w1")
+        cut = site.worker("w2", jobsync={"url": through})
+        site.until_shared("w1", "w2")
+        with load(site, keys=200) as stream:
+            way.set(Mode("stall"))
+            site.until_shared("w1")
+            counted = len(stream.results) + 200
+            until(lambda: len(stream.results) > counted, "the next owner works")
+            way.set(PASS)
+            site.until_shared("w1", "w2")
+        site.until_ended(*stream.ids)
+    finally:
+        way.close()
+        exchange.close()
+    told = ledger(site)
+    assert told.problems() == []
+    lost = [stay for stay in told.stays if stay.lost]
+    assert {stay.worker for stay in lost} == {cut.container.pid} and len(lost) == 4
+    heirs = [
+        min(start["at"] for start in told.starts if start["partition"] == stay.partition and start["at"] > stay.revoked)
+        for stay in lost
+    ]
+    assert all(began - stay.revoked < TIMEOUT for began, stay in zip(heirs, lost, strict=True))
 
 
 def test_a_receiver_that_hangs_holds_up_its_partitions_and_is_named_and_the_others_move(site: Site) -> None:
