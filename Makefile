@@ -1,14 +1,14 @@
 # Two commands need nothing but Python, make and the package registries: `make demo`, `make test`.
-# PYTHON=python3.12 chooses the interpreter, ARGS="..." goes to the demo, pytest or the benchmark.
+# PYTHON=python3.12 chooses the interpreter, ARGS="..." goes to the demo, pytest or the benchmarks.
 
 PY := .venv/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench recovery clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 demo: ## watch a cluster of workers share work by key, and prove it
 	@PYTHON="$(PYTHON)" .ci/setup demo
@@ -31,6 +31,10 @@ check: ## lint, format, types and layers
 bench: ## measure coordinated against plain Celery
 	@PYTHON="$(PYTHON)" .ci/setup dev rabbitmq
 	@$(PY) benchmarks/throughput.py $(ARGS)
+
+recovery: ## measure how long work stands still when workers die, stop or join, or PostgreSQL is away
+	@PYTHON="$(PYTHON)" .ci/setup dev rabbitmq
+	@$(PY) benchmarks/recovery.py $(ARGS)
 
 clean: ## remove the virtual environment and all caches
 	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -29,7 +29,7 @@ class Ticket(NamedTuple):
 class Claim:
     """The right to run one task of one key, with a fencing number that grows from claim to claim of the key."""
 
-    def __init__(self, ticket: Ticket, lease: Lease, guard: Guard) -> None:
+    def __init__(self, ticket: Ticket, lease: Lease, guard: Guard, looked_at: float = 0.0) -> None:
         self.key = ticket.key
         self.token = ticket.token
         self.partition = ticket.partition
@@ -42,6 +42,8 @@ class Claim:
         self._pass = Pass(*ticket.given)
         self._lease = lease
         self._guard = guard
+        # When its process last looked at the lease before the body, by the boot clock: a start is judged by that.
+        self._looked_at = looked_at
 
     def __repr__(self) -> str:
         return f"<Claim key={self.key!r} fence={self.fence} attempt={self.attempt} node={self.node!r}>"

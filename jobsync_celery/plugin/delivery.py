@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
-from celery.exceptions import Ignore, Retry, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError
+from kombu.exceptions import OperationalError
 
 from jobsync_celery.core.model import Run
 from jobsync_celery.plugin.claim import Ticket
@@ -44,6 +45,7 @@ class Delivery:
     __slots__ = (
         "_after_death",
         "_changed",
+        "_unsent_retry",
         "acknowledges",
         "beginning",
         "begun",
@@ -91,6 +93,8 @@ class Delivery:
         #: Whether the settlement is Celery's plain acknowledgement.
         self.acknowledges = False
         self.finished = False
+        #: It asked for a retry that the broker did not take.
+        self._unsent_retry = False
         #: Further copies of the same run, settled after it.
         self.duplicates: list[Delivery] = []
         #: Whether it raised the prefetch count by one, to be given back once.
@@ -102,7 +106,7 @@ class Delivery:
         return f"<Delivery {self.run} key={self.key!r} {self.stage.name}>"
 
     def ticket(self, node: str, epoch: int, tenure: int) -> Ticket:
-        """What its job carries into the pool, once it is granted."""
+        """What the process that starts it gets of its claim."""
         assert self.granted is not None
         return Ticket(
             key=self.key,
@@ -144,8 +148,10 @@ class Delivery:
         self._changed(self)
 
     def _on_reject(self, reject: Callable[..., None], logger: Any, errors: Any, requeue: bool) -> None:
-        # Requeued means: to be run again, whatever exception led here.
-        self._settle(partial(reject, logger, errors, requeue), "lost" if requeue else "failed")
+        # Requeued means: to be run again, whatever exception led here. Celery rejects for good what it could not
+        # publish again for a retry, as while the broker is away: that would be a loss.
+        again = requeue or self._unsent_retry
+        self._settle(partial(reject, logger, errors, again), "lost" if again else "failed")
         self._changed(self)
 
     def _on_success(self, succeeded: Callable[..., None], result: Any, **kwargs: Any) -> None:
@@ -158,6 +164,7 @@ class Delivery:
     def _on_failure(self, failed: Callable[..., None], info: Any, *args: Any, **kwargs: Any) -> None:
         error = _cause(info)
         self.outcome = _outcome(error)
+        self._unsent_retry = isinstance(error, Reject) and isinstance(error.reason, OperationalError)
         self.crashed = _is_crash(error) and not (self.request._already_cancelled or self.request._already_revoked)
         try:
             failed(info, *args, **kwargs)

@@ -16,16 +16,17 @@ from typing import Any
 from celery.exceptions import TaskRevokedError
 from celery.worker import state as worker_state
 
-from jobsync_celery.errors import GaveUp, KeyMissing, StoreError
+from jobsync_celery.errors import GaveUp, StoreError
 from jobsync_celery.plugin.brokers import Broker
-from jobsync_celery.plugin.coordinated import Coordination, Registry
+from jobsync_celery.plugin.coordinated import Registry
 from jobsync_celery.plugin.delivery import UNSTARTED, Delivery, Stage
 from jobsync_celery.plugin.held import Held
 from jobsync_celery.plugin.lanes import Lanes
 from jobsync_celery.plugin.pool_child import attach
 from jobsync_celery.plugin.router import PartitionQueues
-from jobsync_celery.plugin.settlement import fail, return_messages, settle
+from jobsync_celery.plugin.settlement import fail, received, return_messages, settle
 from jobsync_celery.plugin.slots import Slots
+from jobsync_celery.plugin.surrender import return_ended, surrendered
 from jobsync_celery.plugin.suspects import Suspects
 from jobsync_celery.plugin.window import Window
 from jobsync_celery.runtime.claimer import Answer, Claimer, Recorded, Refused, Reply, Unavailable
@@ -92,7 +93,7 @@ class Gate:
         if coordination is None:
             self._ordinary(request)
             return
-        delivery = self._delivery(coordination, request)
+        delivery = received(request, coordination, self._queues.tokens, self.connection)
         if delivery is None:
             return
         if self._queues.number(request.delivery_info.get("routing_key")) != delivery.partition:
@@ -102,16 +103,6 @@ class Gate:
             self.forget(delivery)
         else:
             self._admit(delivery)
-
-    def _delivery(self, coordination: Coordination, request: Any) -> Delivery | None:
-        try:
-            key = coordination.key(request.args, request.kwargs)
-        except KeyMissing as error:
-            fail(request, error)
-            worker_state.task_ready(request)
-            return None
-        token = self._queues.tokens.token(key)
-        return Delivery(request, key, token, self._queues.tokens.partition(token), self.connection)
 
     def _fail(self, delivery: Delivery, answer: Refused | GivenUp) -> None:
         error = GaveUp(answer.reason) if isinstance(answer, GivenUp) else StoreError(answer.error)
@@ -179,8 +170,7 @@ class Gate:
         gone = delivery.stage is Stage.GONE  # with its connection
         if isinstance(answer, Unavailable) and not isinstance(answer, Refused):
             # It may stand after all: ask until that is known, unless the same run has come again and asks itself.
-            again = self.lanes.same_run(delivery) if gone else None
-            if again is None or again.stage is Stage.WAITING:
+            if self._nobody_else_asks(delivery):
                 self._ask(delivery)
         elif not gone:
             if isinstance(answer, Known):
@@ -189,8 +179,13 @@ class Gate:
                 self._fail(delivery, answer)
             else:
                 self.withdraw(delivery)
-        elif delivery.granted is not None:
+        elif delivery.granted is not None and self._nobody_else_asks(delivery):
             self._record(delivery, "lost", lambda _: self.recheck())
+
+    def _nobody_else_asks(self, delivery: Delivery) -> bool:
+        """Whether a claim that may stand is this delivery's affair: not if it is gone, and its run has come again."""
+        again = self.lanes.same_run(delivery) if delivery.stage is Stage.GONE else None
+        return again is None or again.stage is Stage.WAITING
 
     def _drop_known(self, delivery: Delivery) -> None:
         """The run ended before: acknowledge this copy, and forget it."""
@@ -276,6 +271,8 @@ class Gate:
         delivery.stage = Stage.ENDING
         assert delivery.outcome is not None
         self._record(delivery, delivery.outcome, partial(self._on_end, delivery))
+        if not self._lease.trusted:
+            return_ended(delivery)
         # Behind the end in the claimer's queue, so at the earliest in the same transaction.
         self._advance(self.lanes.step_aside(delivery))
         self._ready.extend(self._suspects.released())
@@ -298,6 +295,10 @@ class Gate:
 
     def give_back(self, partitions: set[int]) -> None:
         """Return what has not started of these partitions to the broker, in order."""
+        if not self._lease.trusted:
+            self.return_messages(surrendered(self.lanes, partitions, self._abandon, self._forget_copies))
+            self._gone()
+            return
         returned = []
         for delivery in self.lanes.unstarted(partitions):
             if delivery.stage is Stage.CLAIMING:
@@ -311,6 +312,15 @@ class Gate:
                 returned += [copy.request.message for copy in (delivery, *delivery.duplicates)]
                 self.forget(delivery)
         self.return_messages(returned)
+
+    def _abandon(self, delivery: Delivery) -> None:
+        """Forget a delivery whose message is not ours any more, and end the claim that it has, or may have."""
+        ready = delivery.stage is Stage.READY
+        self.forget(delivery)
+        if ready:
+            self._record(delivery, "lost", lambda _: self.recheck())
+        elif delivery.doubtful:
+            self._ask(delivery)
 
     def return_messages(self, messages: list[Any]) -> None:
         """Give messages back to the broker, in the order of arrival."""
@@ -335,12 +345,16 @@ class Gate:
             worker_state.task_ready(delivery.request)
         delivery.stage = Stage.GONE
         self._held.discard(delivery)
-        for copy in delivery.duplicates:
-            self._held.discard(copy)
-            worker_state.task_ready(copy.request)
+        self._forget_copies(delivery)
         if delivery.finished:
             delivery.disarm()
         return self.lanes.remove(delivery)
+
+    def _forget_copies(self, delivery: Delivery) -> None:
+        for copy in delivery.duplicates:
+            self._held.discard(copy)
+            worker_state.task_ready(copy.request)
+        delivery.duplicates = []
 
     def flushed(self) -> None:
         """The pool forgot the jobs that no child had begun, and Celery whoever waited for a slot."""
@@ -357,14 +371,8 @@ class Gate:
         for delivery in self.lanes:
             delivery.duplicates.clear()
             delivery.counted = False
-            if delivery.stage in (Stage.STARTED, Stage.ENDING):
-                continue
-            ready = delivery.stage is Stage.READY
-            self.forget(delivery)
-            if ready:
-                self._record(delivery, "lost", lambda _: self.recheck())
-            elif delivery.doubtful:
-                self._ask(delivery)
+            if delivery.stage not in (Stage.STARTED, Stage.ENDING):
+                self._abandon(delivery)
         self._gone()
 
     def pending(self, partition: int) -> bool:

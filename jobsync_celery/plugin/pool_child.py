@@ -19,6 +19,7 @@ from jobsync_celery.plugin.claim import Claim, Ticket, running_under
 from jobsync_celery.plugin.coordinated import Coordination
 from jobsync_celery.plugin.tenure_watch import TenureWatch
 from jobsync_celery.plugin.terminator import Terminator
+from jobsync_celery.runtime.clock import boot_clock
 from jobsync_celery.runtime.lease import Lease, Pass
 from jobsync_celery.runtime.tenures import Tenures
 from jobsync_celery.store.guard import Guard
@@ -59,9 +60,10 @@ class Starter:
             ticket = Ticket(*packed)
             given = Pass(*ticket.given)
             self._watch.look()  # before the checks: its receivers may take their time
+            looked_at = boot_clock()
             if not (self._lease.permits(given) and self._tenures.stands(ticket.partition, ticket.tenure)):
                 return _refusal()
-            claim = Claim(ticket, self._lease, self._guard)
+            claim = Claim(ticket, self._lease, self._guard, looked_at)
             with self._terminator.watching(given.incarnation) if terminates else nullcontext():
                 return running_under(claim, lambda: tracer(uuid, args, kwargs, request))
 

@@ -1,14 +1,31 @@
-"""What becomes of a delivery's message, and of further copies of it, when it ends or is given back."""
+"""A request becomes a delivery; and what becomes of its message and its copies when it ends or is given back."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
+from celery.worker import state as worker_state
+
+from jobsync_celery.core.tokens import TokenMap
+from jobsync_celery.errors import KeyMissing
 from jobsync_celery.plugin.brokers import Broker
+from jobsync_celery.plugin.coordinated import Coordination
 from jobsync_celery.plugin.delivery import Delivery
 
 logger = logging.getLogger(__name__)
+
+
+def received(request: Any, coordination: Coordination, tokens: TokenMap, connection: int) -> Delivery | None:
+    """The delivery of a request that came on broker connection number ``connection``; without a key it is failed."""
+    try:
+        key = coordination.key(request.args, request.kwargs)
+    except KeyMissing as error:
+        fail(request, error)
+        worker_state.task_ready(request)
+        return None
+    token = tokens.token(key)
+    return Delivery(request, key, token, tokens.partition(token), connection)
 
 
 def settle(delivery: Delivery, broker: Broker, connection: int, *, ours: bool) -> None:

@@ -298,7 +298,8 @@ class WorkerNode:
 
     def _make_starter(self) -> Starter:
         listeners = Listeners(self._audience, self._cluster.events, let_pass=_ENDS_OF_CHILD)
-        guard = Guard(self._cluster.store.database.tables.claim)
+        tables = self._cluster.store.database.tables
+        guard = Guard(tables.claim, tables.timeline)
         return Starter(self.lease, guard, self._tenures, TenureWatch(self._tenures, listeners))
 
     def _make_tenancy(self) -> Tenancy:

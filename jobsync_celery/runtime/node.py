@@ -69,8 +69,17 @@ class Node:
         self._clock = clock
         self._pulse = pulse or Pulse(clock=clock)
         self._link = store.database.link(f"jobsync {name}")
+        self._roster = Roster(store, self._link, name, herald or Silence())
         self.membership = Membership(
-            store, self._link, settings.identity, lease, hold, events, interval=settings.interval, clock=clock
+            store,
+            self._link,
+            settings.identity,
+            lease,
+            hold,
+            events,
+            interval=settings.interval,
+            clock=clock,
+            curious=self._roster.curious,
         )
         self.leadership = Leadership(
             store,
@@ -84,8 +93,6 @@ class Node:
             rejoin_grace=settings.rejoin_grace,
             clock=clock,
         )
-        self._roster = Roster(store, self._link, name, herald or Silence())
-        self.membership.curious = self._roster.curious
         self.ownership = Ownership(store, self._link, surface, events, name=name, wake=self.wake)
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
@@ -93,6 +100,8 @@ class Node:
         self._thread = threading.Thread(target=self._run, name="jobsync-node", daemon=True)
         self._ready = False
         self.down = False
+        #: The incarnation as leadership and ownership know it. The heartbeat after a registration may fail.
+        self._known: int | None = None
         self._sync = self._trusted = self._hangs = False
         self._draining = self._handing_over = self._leaving = False
         self.drained = threading.Event()
@@ -197,7 +206,6 @@ class Node:
         self._ready = True
 
     def _beat(self) -> None:
-        before = self.membership.incarnation
         sent_at = self._clock()
         answer = self.membership.tick()
         now = self._clock()
@@ -205,11 +213,12 @@ class Node:
             self.down = False
             self._events("store_available")
         incarnation = self.membership.incarnation
-        if incarnation != before:
+        if incarnation != self._known:
             self.leadership.reset(incarnation)
-            if before is not None:
+            if self._known is not None:
                 self.ownership.forget()
                 self._trusted = False
+            self._known = incarnation
             self._sync = True
         if answer is None:
             return

@@ -29,10 +29,13 @@ class Guard:
 
     Arguments:
         claim_table: the claim table as SQL writes it.
+        timeline: the function that tells the server's timeline, likewise; without it a claim that a failover lost is
+            not told from one of another cluster.
     """
 
-    def __init__(self, claim_table: str) -> None:
+    def __init__(self, claim_table: str, timeline: str | None = None) -> None:
         self._table = claim_table
+        self._newer_timeline = None if timeline is None else text(f"SELECT {timeline}() > CAST(:timeline AS bigint)")
         run = "task_id = :task_id AND origin = :origin AND retries = :retries"
         # In autocommit every statement is a transaction of its own, with another id: nothing is touched then.
         mine = f"{run} AND fence = :fence AND state = 'running' AND txid_current() = :transaction"
@@ -77,12 +80,20 @@ class Guard:
         if not same_transaction:
             raise StoreError(f"no transaction is open, so there is nothing to guard: {handle.begin}")
         if not known:
+            if self._failed_over(handle, fence):
+                raise Fenced(f"{lost}, and the database has failed over since")
             raise StoreError(
                 f"{where} knows no claim of task {run.task_id}: it belongs to another cluster than the one"
                 " CoordinationConfig names, or this transaction's snapshot is older than the claim"
             )
         if not held:
             raise Fenced(lost)
+
+    def _failed_over(self, handle: Handle, fence: int) -> bool:
+        """Whether the server is on a later timeline than the claim's: it may have lost the commit that granted it."""
+        if self._newer_timeline is None:
+            return False
+        return bool(handle.row(self._newer_timeline, {"timeline": fence >> 40})[0])
 
     def _look(self, handle: Handle) -> tuple[str, int]:
         """The database as messages name it, and the id of the user's transaction."""

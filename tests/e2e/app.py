@@ -14,6 +14,7 @@ from celery.exceptions import Ignore, Reject
 from celery.worker.control import control_command
 from sqlalchemy import create_engine, text
 
+from e2e import calls
 from e2e.history import running
 from e2e.listening import listen
 from jobsync_celery import JobSync, coordinated, current_claim
@@ -25,6 +26,8 @@ def make_app(settings: dict[str, Any]) -> Celery:
     """An app as a user would make it: ``conf`` goes to Celery, ``jobsync`` to the plugin."""
     app = Celery("e2e", set_as_current=False)
     app.conf.update(settings["conf"])
+    if path := app.conf.get("e2e_calls"):
+        calls.record(path)
     JobSync(app, settings["jobsync"])
     define(app)
     if app.conf.get("e2e_listen") and SETTINGS in os.environ:
@@ -64,6 +67,7 @@ class Stubborn(Exception):
 def define(app: Celery) -> None:
     """All tasks of this app."""
     _define_steps(app)
+    _define_waiting(app)
     _define_orders(app)
     _define_ends(app)
     _define_deaths(app)
@@ -123,6 +127,16 @@ def _define_steps(app: Celery) -> None:
     @coordinated(key="key")
     def limited(self: Task, key: str, n: int = 0) -> int:
         with running(self, key, n):
+            return n
+
+
+def _define_waiting(app: Celery) -> None:
+    @app.task(shared=False, name="e2e.as_long_as", bind=True)
+    @coordinated(key="key")
+    def as_long_as(self: Task, key: str, n: int, file: str) -> int:
+        with running(self, key, n) as body:
+            while os.path.exists(file):
+                body.stay(0.05)
             return n
 
 
@@ -235,8 +249,9 @@ def _define_killers(app: Celery) -> None:
 def _define_retries(app: Celery) -> None:
     @app.task(shared=False, name="e2e.again", bind=True, max_retries=10)
     @coordinated(key="key")
-    def again(self: Task, key: str, times: int, countdown: float = 0.0) -> int:
-        with running(self, key):
+    def again(self: Task, key: str, times: int, countdown: float = 0.0, sec: float = 0.0) -> int:
+        with running(self, key) as body:
+            body.stay(sec)
             if self.request.retries < times:
                 raise self.retry(countdown=countdown)
             return self.request.retries

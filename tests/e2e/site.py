@@ -106,6 +106,7 @@ class Site:
         name: str,
         *options: str,
         jobsync: dict[str, Any] | None = None,
+        conf: dict[str, Any] | None = None,
         off: bool = False,
         path: str = "",
         broker: str | None = None,
@@ -114,11 +115,13 @@ class Site:
 
         Arguments:
             options: come after ``celery worker``.
+            jobsync, conf: settings of this worker only.
             off: without coordination.
             path: a further folder for its imports.
             broker: another way to the broker.
         """
         settings = self.settings(**(jobsync or {}))
+        settings["conf"].update(conf or {})
         if off:
             settings["jobsync"] = None
         if broker is not None:
@@ -203,12 +206,15 @@ class Site:
         found = (f"{stem}{i}" for i in range(10_000) if owners[cluster.tokens.partition_for(f"{stem}{i}")] == node)
         return next(key for i, key in enumerate(found) if i == n)
 
-    def waiting(self, queue: str) -> int:
-        """How many messages lie in a queue, ready to be fetched."""
+    def waiting(self, *queues: str) -> int:
+        """How many messages lie in these queues, ready to be fetched."""
         with kombu.Connection(self.broker_url) as connection:
-            channel = connection.default_channel
-            if self.is_redis:
-                return int(channel._size(queue))
+            return sum(self._size(connection, queue) for queue in queues)
+
+    def _size(self, connection: kombu.Connection, queue: str) -> int:
+        if self.is_redis:
+            return int(connection.default_channel._size(queue))
+        with connection.channel() as channel:
             try:
                 return int(channel.queue_declare(queue, passive=True).message_count)
             except connection.channel_errors:
@@ -305,6 +311,12 @@ class Site:
 def with_database(url: str, number: int) -> str:
     """A Redis URL with another database number."""
     return urlsplit(url)._replace(path=f"/{number}").geturl()
+
+
+def with_port(url: str, port: int) -> str:
+    """A URL that leads to another port, of a proxy for instance."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{parts.netloc.rpartition(':')[0]}:{port}").geturl()
 
 
 def pid_of(worker: Worker) -> int:

@@ -60,3 +60,18 @@ def test_tasks_that_celery_cancels_with_the_connection_run_again(
     site.assert_serial()
     assert {claim["state"] for claim in site.settled()} == {"done"}
     site.assert_brokers_are_empty()
+
+
+@pytest.mark.cluster("w1", "w2", conf={"broker_transport_options": {"confirm_publish": True}})
+def test_a_retry_that_the_broker_does_not_take_is_no_loss(celery_setup: Any, site: Site, server: PrivateServer) -> None:
+    """Celery rejects the message for good then; but nobody has the retry, so the run has to be run again."""
+    result = site.call("again", "key", 1, 0.0, 1.0, ignore_result=True)
+    site.until_begun(result.id)
+    server.stop()
+    until(lambda: [run.how for run in site.history.runs(result.id)] == ["Reject"], "the retry was not taken")
+    server.start()
+    site.until_ended(result.id)
+    until(lambda: {claim["state"] for claim in site.settled(result.id)} == {"retried", "done"}, "both are recorded")
+    assert [(run.retries, run.attempt) for run in site.history.runs(result.id)] == [(0, 1), (0, 2), (1, 1)]
+    site.assert_serial()
+    site.assert_brokers_are_empty()

@@ -1,6 +1,7 @@
 """PostgreSQL is away: ordinary queues go on, coordinated work waits and resumes by itself."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from e2e.load import load
 from e2e.site import TIMEOUT, Site
 from e2e.waiting import until
 from jobsync_celery.servers import PrivatePostgres
+
+MINUTE = 60.0
 
 
 def incarnations(site: Site) -> dict[str, int]:
@@ -50,13 +53,34 @@ def test_an_outage_longer_than_the_lease_loses_doubles_and_evicts_nothing(
     site.assert_brokers_are_empty()
 
 
-def outage(site: Site, postgres: PrivatePostgres, away: Callable[[], None]) -> None:
+@pytest.mark.timeout(300)
+@pytest.mark.cluster("w1", "w2", "w3")
+def test_a_minute_without_postgresql_under_load_loses_doubles_and_evicts_nothing(
+    celery_setup: Any, site: Site, postgres: PrivatePostgres
+) -> None:
+    before, owners = incarnations(site), site.owners()
+    long = site.call("step", "long", 0, MINUTE + 10)
+    site.until_begun(long.id)
+    behind = site.call("step", "long", 1)
+    with load(site, sec=0.05, pause=0.1) as stream:
+        outage(site, postgres, partial(postgres.stop, immediate=True), MINUTE)
+    assert site.history.runs(long.id)[0].how is None, "it runs across the whole outage"
+    site.until_ended(*stream.ids, long.id, behind.id)
+    site.assert_once([*stream.ids, long.id, behind.id])
+    assert incarnations(site) == before
+    assert site.owners() == owners
+    for worker in celery_setup.worker_cluster:
+        assert "was declared dead" not in worker.logs() and "lost its lease" not in worker.logs()
+    site.assert_brokers_are_empty()
+
+
+def outage(site: Site, postgres: PrivatePostgres, away: Callable[[], None], seconds: float = TIMEOUT + 1) -> None:
     """Take the database away for longer than a lease, and see ordinary tasks go on meanwhile."""
     away()
     try:
         gone = now()
-        until(lambda: now() > gone + TIMEOUT + 1, "the leases are over", every=0.1)
-        last = site.history.runs()[-1].began
+        until(lambda: now() > gone + seconds, "the leases are over", timeout=seconds + 10, every=0.1)
+        last = [run for run in site.history.runs() if run.task != "e2e.plain"][-1].began
         assert last < gone + TIMEOUT, "nothing coordinated starts without a lease"
         assert site.results([site.call("plain", n) for n in range(4)]) == list(range(4))
     finally:

@@ -9,7 +9,7 @@ import pytest
 from faults.proxy import PASS, Exchange, Mode, Proxy
 
 from e2e.history import overlaps
-from e2e.site import TIMEOUT, Site
+from e2e.site import TIMEOUT, Site, with_port
 from e2e.waiting import until
 
 
@@ -23,15 +23,10 @@ def way(site: Site) -> Iterator[Proxy]:
     exchange.close()
 
 
-def through(site: Site, way: Proxy) -> str:
-    url = urlsplit(site.broker_url)
-    return url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{way.port}").geturl()
-
-
 @pytest.mark.parametrize("how", ["refuse", "stall"])
 def test_a_worker_cut_off_from_the_broker_gives_its_partitions_up(site: Site, way: Proxy, how: str) -> None:
     site.worker("w1")
-    cut = site.worker("w2", broker=through(site, way))
+    cut = site.worker("w2", broker=with_port(site.broker_url, way.port))
     site.until_shared("w1", "w2")
     running = site.call("slow_first", site.key_of(cut.hostname(), "running"), 0, TIMEOUT + 6)
     site.until_begun(running.id)
@@ -73,7 +68,7 @@ def test_a_worker_whose_event_loop_hangs_is_replaced_and_comes_back(site: Site) 
 
 def test_an_outage_of_the_whole_broker_moves_nothing(site: Site, way: Proxy) -> None:
     for name in ("w1", "w2"):
-        site.worker(name, broker=through(site, way))
+        site.worker(name, broker=with_port(site.broker_url, way.port))
     site.until_shared("w1", "w2")
     before = site.owners()
     way.set(Mode("refuse"))

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.faults import nemeses, report
+from tests.faults.builds import BUILDS
 from tests.faults.runner import Outcome, Plan, Run
 from tests.faults.stage import Stage
 from tests.faults.waiting import now
@@ -27,8 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.list:
         for nemesis in nemeses.everything():
             _OUT.print(f"{nemesis.name:24} {(type(nemesis).__doc__ or '').strip().splitlines()[0]}")
+        for build in BUILDS.values():
+            _OUT.print(f"--build {build.name:16} {build.missing}")
         return 0
-    plan = Plan(asked.broker, asked.minutes, asked.seed, tuple(asked.nemeses), asked.rate)
+    plan = Plan(asked.broker, asked.minutes, asked.seed, tuple(asked.nemeses), asked.rate, asked.rounds, asked.build)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # resets are what the proxies are for
     folder = Path(tempfile.mkdtemp(prefix=f"jobsync-faults-{plan.broker}-"))
@@ -43,8 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _play(plan: Plan, folder: Path, out: Path | None) -> Outcome:
     began = now()
-    with Stage(plan.broker, folder) as stage:
-        versions = report.versions(stage)
+    with Stage(plan.broker, folder, plan.build) as stage:
+        rows = stage.tables.ask("SHOW server_version")
+        versions = report.versions(stage.kind, stage.broker.log, rows[0]["server_version"] if rows else "?")
         _OUT.print(", ".join(f"{name} {version}" for name, version in versions.items()))
         outcome = Run(stage, plan, lambda text: _OUT.print(f"{now() - began:7.1f}  {text}")).play()
         text = report.as_json(plan, outcome, versions)
@@ -80,18 +84,21 @@ def _sum_up(plan: Plan, outcome: Outcome, folder: Path) -> None:
 def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--minutes", type=float, default=3.0, help="how long things are broken (3)")
+    parser.add_argument("--rounds", type=int, help="stop earlier, after so many rounds of all nemeses")
     parser.add_argument("--seed", type=int, default=None, help="gives the same faults in the same order again")
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis")
     parser.add_argument("--rate", type=float, default=32.0, help="tasks published in a second at most (32)")
     parser.add_argument("--out", type=Path, help="write the result there as JSON")
     parser.add_argument("--only", default="", help="nemeses by name, beginning or pattern, with commas between")
-    parser.add_argument("--list", action="store_true", help="list the nemeses")
+    parser.add_argument("--build", choices=sorted(BUILDS), help="let workers be of a build that must be found out")
+    parser.add_argument("--list", action="store_true", help="list the nemeses, and the builds")
     parser.add_argument("--keep", action="store_true", help="keep the folder though all is well")
     asked = parser.parse_args(arguments)
     if asked.seed is None:
         asked.seed = random.SystemRandom().randrange(10**6)
+    only = asked.only or (BUILDS[asked.build].nemesis if asked.build else "")
     try:
-        asked.nemeses = nemeses.chosen([pattern for pattern in asked.only.split(",") if pattern])
+        asked.nemeses = nemeses.chosen([pattern for pattern in only.split(",") if pattern])
     except KeyError as error:
         parser.error(f"no nemesis is called {error.args[0]!r}: see --list")
     return asked

@@ -10,6 +10,8 @@ from typing import Any
 from celery import Celery, Task
 
 from jobsync_celery import JobSync, coordinated
+from tests.faults import builds
+from tests.faults.bodies import Work
 from tests.faults.record import Recorder
 
 SETTINGS = "JOBSYNC_FAULTS"
@@ -32,20 +34,23 @@ def make_app(settings: dict[str, Any]) -> Celery:
 def _define(app: Celery) -> None:
     @app.task(shared=False, name=STEP, bind=True)
     @coordinated(key="key")
-    def step(self: Task, key: str, n: int, sec: float) -> None:
+    def step(self: Task, key: str, n: int, sec: float, kind: str = "plain", times: int = 0) -> None:
         with Recorder(self, key, n) as body:
-            body.stay(sec)
+            Work(self, body, key, n, sec, times, STRICT if CAN_TERMINATE else STEP).play(kind)
 
     if CAN_TERMINATE:
 
         @app.task(shared=False, name=STRICT, bind=True)
         @coordinated(key="key", on_lease_lost="terminate")
-        def strict(self: Task, key: str, n: int, sec: float) -> None:
+        def strict(self: Task, key: str, n: int, sec: float, kind: str = "plain", times: int = 0) -> None:
             with Recorder(self, key, n) as body:
-                body.stay(sec)
+                Work(self, body, key, n, sec, times, STEP).play(kind)
 
 
 if SETTINGS in os.environ:
-    app = make_app(json.loads(os.environ[SETTINGS]))
+    _settings = json.loads(os.environ[SETTINGS])
+    if _settings.get("build"):
+        builds.BUILDS[_settings["build"]].switch_off()
+    app = make_app(_settings)
     app.set_current()
     app.set_default()

@@ -10,13 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .model import Fault, Policy, Published
+from tests.faults.model import Fault, Policy, Published
 
 #: A body that stays leaves a tick every 50 ms; it can have lived this much longer than its last line.
 UNSEEN_SEC = 0.15
 #: What recovery takes beyond the timeout; and within what an end is recorded when nothing is broken.
 SLACK_SEC = 1.0
 _OPENING = '{"event":'
+#: Last lines: the body returned, was replaced, is retried, failed for good, or wants to be run again.
+OVER = ("end", "replaced", "retried", "failed", "requeued")
 
 
 class RunId(NamedTuple):
@@ -29,9 +31,13 @@ class RunId(NamedTuple):
 
 @dataclass(slots=True)
 class Execution:
-    """One time that a body ran; without ``ended`` it was killed or failed. ``lines`` are the times of all its lines.
+    """One time that a body ran. ``lines`` are the times of all its lines.
 
-    ``name`` is for people, and unique: ``17.2`` is the second execution of the published task 17.
+    ``name`` is for people, and unique: ``17.2`` is the second execution of the published task 17. ``over`` is how its
+    last line says that it was over, of :data:`OVER`; None if it was killed. ``looked`` is when its process had last
+    looked at the lease, if that is known. ``ended`` is when it came to an end that is to be recorded done. ``guarded``,
+    ``completing`` and ``completed``: when its transaction had committed under ``guard``, was about to commit under
+    ``complete``, and had; ``fenced``: when it was told that its claim was lost.
     """
 
     name: str
@@ -45,7 +51,13 @@ class Execution:
     policy: Policy
     began: float
     lines: list[float]
+    looked: float | None = None
     ended: float | None = None
+    over: str | None = None
+    guarded: float | None = None
+    completing: float | None = None
+    completed: float | None = None
+    fenced: float | None = None
 
     @property
     def last(self) -> float:
@@ -55,10 +67,15 @@ class Execution:
     @property
     def gone_by(self) -> float:
         """When it was surely over: its end, or a little after the last sign of it."""
-        return self.last if self.ended is not None else self.last + UNSEEN_SEC
+        return self.last if self.over is not None else self.last + UNSEEN_SEC
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to an end after which its run is not to be run again."""
+        return self.over is not None and self.over != "requeued"
 
     def __str__(self) -> str:
-        how = "ended" if self.ended is not None else "last seen"
+        how = {None: "last seen", "end": "ended"}.get(self.over, self.over)
         times = f"began {self.began:.3f}, {how} {self.last:.3f}"
         return f"{self.name} on {self.node or 'no node'} (fence {self.fence}, attempt {self.attempt}, {times})"
 
@@ -78,6 +95,28 @@ class Row:
     reason: object
 
 
+class Entry(NamedTuple):
+    """A row of the ledger: an effect that a body committed under its fence, in transaction ``xid``."""
+
+    run: RunId
+    fence: int
+    completes: bool
+    xid: int
+
+
+class Loss(NamedTuple):
+    """What the database noted when a claim was lost or taken over: which transactions had been committed by then."""
+
+    run: RunId
+    fence: int
+    committed: str
+
+    def saw(self, xid: int) -> bool:
+        """Whether this transaction had been committed by then. The text is as PostgreSQL writes a ``pg_snapshot``."""
+        _, limit, running = self.committed.split(":")
+        return xid < int(limit) and str(xid) not in running.split(",")
+
+
 @dataclass(frozen=True)
 class Case:
     """All that is known, and what faults can have done; ``runs`` in order of start."""
@@ -89,6 +128,27 @@ class Case:
     timeout: float
     may_fail: Collection[int]
     max_lost_runs: int
+    ledger: Sequence[Entry] = ()
+    losses: Sequence[Loss] = ()
+
+    @cached_property
+    def entries(self) -> Mapping[tuple[RunId, int], Sequence[Entry]]:
+        """The ledger by run and fence."""
+        found: defaultdict[tuple[RunId, int], list[Entry]] = defaultdict(list)
+        for entry in self.ledger:
+            found[entry.run, entry.fence].append(entry)
+        return dict(found)
+
+    def completion(self, run: Execution) -> bool:
+        """Whether this execution completed its run: the ledger has what it committed together with that."""
+        return any(entry.completes for entry in self.entries.get((run.run, run.fence), ()))
+
+    def held_until(self, run: Execution) -> float:
+        """The last sign of this execution at which it had not given its claim up by itself.
+
+        With ``complete`` a body ends its claim, so what it does after that commit is nobody's business.
+        """
+        return run.completing if run.completing is not None and self.completion(run) else run.last
 
     @cached_property
     def of_task(self) -> Mapping[str, Sequence[tuple[RunId, Row]]]:
@@ -97,6 +157,11 @@ class Case:
         for run, row in self.rows.items():
             found[run.task_id].append((run, row))
         return found
+
+    @cached_property
+    def ended(self) -> frozenset[int]:
+        """The tasks of which a body said that it finished."""
+        return frozenset(run.n for run in self.runs if run.ended is not None)
 
     @cached_property
     def failovers(self) -> Sequence[Fault]:
@@ -168,12 +233,19 @@ def executions(lines: Iterable[Mapping[str, Any]]) -> tuple[list[Execution], lis
             current[mark] = _begun(line, count[line["n"]])
             found.append(current[mark])
         elif mark in current:
-            current[mark].lines.append(line["at"])
-            if line["event"] == "end":
-                current[mark].ended = line["at"]
+            _note(current[mark], line["event"], line["at"])
         else:
             strays.append(line)
     return found, strays
+
+
+def _note(run: Execution, event: str, at: float) -> None:
+    run.lines.append(at)
+    if event in OVER:
+        run.over = event
+        run.ended = at if event in ("end", "replaced") else None
+    elif event != "tick":
+        setattr(run, event, at)
 
 
 def _begun(line: Mapping[str, Any], nth: int) -> Execution:
@@ -189,12 +261,27 @@ def _begun(line: Mapping[str, Any], nth: int) -> Execution:
         policy=line["policy"],
         began=line["at"],
         lines=[line["at"]],
+        looked=line.get("looked"),
     )
 
 
 def rows_of(claims: Iterable[Mapping[str, Any]]) -> dict[RunId, Row]:
     """The rows of ``sync_claim``, by run."""
-    return {RunId(row["task_id"], row["origin"], row["retries"]): _row(row) for row in claims}
+    return {_run_of(row): _row(row) for row in claims}
+
+
+def entries_of(ledger: Iterable[Mapping[str, Any]]) -> list[Entry]:
+    """The rows of the ledger."""
+    return [Entry(_run_of(row), row["fence"], row["completes"], int(row["xid"])) for row in ledger]
+
+
+def losses_of(losses: Iterable[Mapping[str, Any]]) -> list[Loss]:
+    """What was noted when claims were lost."""
+    return [Loss(_run_of(row), row["fence"], row["committed"]) for row in losses]
+
+
+def _run_of(row: Mapping[str, Any]) -> RunId:
+    return RunId(row["task_id"], row["origin"], row["retries"])
 
 
 def _row(row: Mapping[str, Any]) -> Row:

@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Policy = Literal["finish", "terminate"]
+#: What a body does beside staying: nothing; an effect under ``guard``; one under ``complete``; it is retried some
+#: times; it is replaced by another task; it fails for good.
+Kind = Literal["plain", "guard", "complete", "retry", "replace", "fail"]
 
 #: First words of targets that all nodes share: ``Fault.target`` is one of these or names nodes, joined by commas.
 SHARED = ("all", "cluster", "database", "postgres", "pgbouncer", "broker", "redis", "rabbitmq")
@@ -20,12 +23,15 @@ _LOSING_COMMITS = ("promot", "failover")
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A task that was sent, and confirmed by the broker."""
+    """A task that was sent, and confirmed by the broker; ``retries`` is the try at which it is to finish."""
 
     n: int
     key: str
     task_id: str
     at: float
+    kind: Kind = "plain"
+    retries: int = 0
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,18 @@ class Sample:
 
     at: float
     owners: dict[int, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """A claim of ``node``'s that was committed when ``owner``, or nobody, was its partition's owner."""
+
+    at: float
+    task_id: str
+    key: str
+    partition: int
+    node: str
+    owner: str | None
 
 
 @dataclass(frozen=True, slots=True)

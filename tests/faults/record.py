@@ -8,11 +8,12 @@ import time
 from types import TracebackType
 
 from celery import Task
+from celery.exceptions import Ignore, Reject, Retry
 
 from jobsync_celery import current_claim
 from jobsync_celery.plugin.router import ORIGIN
-
-from .model import Policy
+from tests.faults.history import RunId
+from tests.faults.model import Policy
 
 TICK_SEC = 0.05
 # macOS has no CLOCK_BOOTTIME; its monotonic clock counts sleep too.
@@ -24,11 +25,20 @@ def now() -> float:
     return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
 
 
+class FailedForGood(Exception):
+    """A body that is meant to fail."""
+
+
+#: The last line, by what the body raises; none for anything else.
+_LAST = {None: "end", Ignore: "replaced", Retry: "retried", Reject: "requeued", FailedForGood: "failed"}
+
+
 class Recorder:
-    """Records that a body runs: a start, ticks while it stays, and an end if it finished normally.
+    """Records that a body runs: a start, ticks while it stays, and how it was over.
 
     The path of the history is the app's setting ``faults_history``. ``policy`` is by default what the body was
-    decorated with, below ``@app.task``. A body without a claim has fence 0 and no node: the checker says so.
+    decorated with, below ``@app.task``. The start line also says when the process had last looked at the lease. A body
+    without a claim has fence 0 and no node: the checker says so.
     """
 
     def __init__(self, task: Task, key: object, n: int, policy: Policy | None = None) -> None:
@@ -36,10 +46,13 @@ class Recorder:
         request = task.request
         self._path = task.app.conf.faults_history
         self._file = -1
+        self._looked = getattr(claim, "_looked_at", None)
+        origin = request.get(ORIGIN) or (request.headers or {}).get(ORIGIN) or ""
+        self.run = RunId(request.id, origin, request.retries or 0)
         self._fields = {
-            "id": request.id,
-            "origin": request.get(ORIGIN) or (request.headers or {}).get(ORIGIN) or "",
-            "retries": request.retries or 0,
+            "id": self.run.task_id,
+            "origin": self.run.origin,
+            "retries": self.run.retries,
             "key": str(key),
             "n": n,
             "node": claim.node or "",
@@ -52,7 +65,7 @@ class Recorder:
     def __enter__(self) -> Recorder:
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            self._line("start")
+            self._line("start", looked=self._looked)
         except OSError:
             os.close(self._file)
             raise
@@ -60,14 +73,18 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
-            if kind is None:
-                self._line("end")
+            if kind in _LAST:
+                self._line(_LAST[kind])
         finally:
             os.close(self._file)
 
     def tick(self) -> None:
         """Leave a sign of life."""
         self._line("tick")
+
+    def note(self, event: str) -> None:
+        """Leave a line of another name: what the body has reached."""
+        self._line(event)
 
     def stay(self, seconds: float) -> None:
         """Run for so long, with a sign of life every 50 ms."""
@@ -76,8 +93,8 @@ class Recorder:
             time.sleep(min(TICK_SEC, left))
             self.tick()
 
-    def _line(self, event: str) -> None:
-        text = json.dumps({"event": event, "at": now(), **self._fields}, separators=(",", ":")) + "\n"
+    def _line(self, event: str, **more: object) -> None:
+        text = json.dumps({"event": event, "at": now(), **self._fields, **more}, separators=(",", ":")) + "\n"
         line = text.encode()
         if os.write(self._file, line) != len(line):
             raise OSError(f"{self._path}: a line was cut short; is the disk full?")

@@ -13,7 +13,6 @@ from typing import Any
 
 from tests.faults import timeline
 from tests.faults.runner import Outcome, Plan, Struck
-from tests.faults.stage import Stage
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("jobsync_celery", "celery", "kombu", "SQLAlchemy", "psycopg2-binary", "redis")
@@ -21,11 +20,10 @@ _SERVER_VERSION = re.compile(r"(?:Redis version=|RabbitMQ )(\d+\.[\d.]*\d)")
 _WIDTH = 140
 
 
-def versions(stage: Stage) -> dict[str, str]:
-    """Of everything that took part."""
+def versions(kind: str, broker_log: str, postgres: str) -> dict[str, str]:
+    """Of everything that took part; the broker's own is in its log."""
     found = {name: version(name) for name in _PACKAGES}
-    rows = stage.tables.ask("SHOW server_version")
-    server = _SERVER_VERSION.search(stage.broker.log)
+    server = _SERVER_VERSION.search(broker_log)
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=_ROOT, capture_output=True, text=True, check=False
     )
@@ -33,8 +31,8 @@ def versions(stage: Stage) -> dict[str, str]:
         "python": platform.python_version(),
         "commit": commit.stdout.strip(),
         **found,
-        "postgresql": rows[0]["server_version"] if rows else "?",
-        f"{stage.kind} server": server.group(1) if server else "?",
+        "postgresql": postgres,
+        f"{kind} server": server.group(1) if server else "?",
     }
 
 
@@ -46,6 +44,7 @@ def as_json(plan: Plan, outcome: Outcome, versions_: dict[str, str]) -> str:
             "broker": plan.broker,
             "seed": plan.seed,
             "minutes": plan.minutes,
+            "build": plan.build,
             "ok": outcome.ok,
             "versions": versions_,
             "published": outcome.published,

@@ -1,8 +1,10 @@
-"""A whole run: work comes in, one fault follows the other, all is undone, the rest is finished, and judged."""
+"""A whole run: work comes in, one fault follows the other or two strike at once, all is undone, the rest is judged."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -10,9 +12,9 @@ from typing import Any
 import psycopg2
 
 from jobsync_celery.servers import ServerError
-from tests.faults import checker, history
-from tests.faults.model import Fault, Verdict
-from tests.faults.nemeses import Nemesis, Surroundings
+from tests.faults import audit, checker, history, ledger, standstill
+from tests.faults.model import Fault, Stale, Verdict
+from tests.faults.nemeses import Nemesis, Surroundings, pairs
 from tests.faults.publisher import Publisher
 from tests.faults.stage import MAX_LOST_RUNS, TIMEOUT, Stage
 from tests.faults.tables import Rows, Sampler
@@ -28,13 +30,20 @@ _CLAIMS = "SELECT * FROM sync_claim ORDER BY fence"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is to be; the same plan gives the same faults in the same order."""
+    """What a run is to be; the same plan gives the same faults in the same order.
+
+    Arguments:
+        rounds: after so many rounds of all nemeses it is enough, though there are minutes left.
+        build: which build the workers are of; None for the product as it is.
+    """
 
     broker: str
     minutes: float
     seed: int
     nemeses: tuple[Nemesis, ...]
     rate: float = 32.0
+    rounds: int | None = None
+    build: str | None = None
 
 
 @dataclass
@@ -54,6 +63,9 @@ class Outcome:
     findings: list[str] = field(default_factory=list)
     published: int = 0
     claims: Rows = field(default_factory=list)
+    stale: list[Stale] = field(default_factory=list)
+    ledger: Rows = field(default_factory=list)
+    losses: Rows = field(default_factory=list)
     lines: list[dict[str, Any]] = field(default_factory=list)
     verdict: Verdict | None = None
 
@@ -79,6 +91,7 @@ class Run:
         self._sampler = Sampler(lambda: stage.dsn)
         self._quiet_from: float | None = None
         self._live: list[str] = []
+        self._able: list[Nemesis] = []
         self.outcome = Outcome()
 
     def play(self) -> Outcome:
@@ -119,7 +132,7 @@ class Run:
             self._quiet_from, self._live = now(), [worker.name for worker in stage.wanted]
             wanted = len(publisher.published)
             self._say(f"quiet now: {wanted - stage.tail.done()} of {wanted} tasks are still to be done")
-            until(lambda: stage.tail.done() >= wanted, "all that was published is done", _FINISHED_SEC)
+            until(self._all_done, "all that was published is done", _FINISHED_SEC)
             until(self._nothing_runs, "no claim is running", 30.0)
             late = self._quiet_from + TIMEOUT + checker.SLACK_SEC + _WATCHED_SEC
             until(lambda: self._sampler.samples[-1].at > late, "the quiet was long enough to tell the balance", 30.0)
@@ -132,6 +145,9 @@ class Run:
         self._sampler.stop()
         self.outcome.published = len(publisher.published)
         self.outcome.claims = stage.tables.rows(_CLAIMS)
+        self.outcome.stale = audit.stale(stage.tables)
+        self.outcome.ledger = stage.tables.rows(ledger.ENTRIES)
+        self.outcome.losses = stage.tables.rows(ledger.LOSSES)
         self.outcome.findings += stage.deaths
 
     def _judge(self) -> None:
@@ -146,13 +162,17 @@ class Run:
             samples=self._sampler.samples,
             quiet_from=self._quiet_from,
             live=self._live,
+            may_fail=self._publisher.may_fail,
             max_lost_runs=MAX_LOST_RUNS,
+            stale=outcome.stale,
+            ledger=outcome.ledger,
+            losses=outcome.losses,
         )
 
     # -- details ------------------------------------------------------------------------------------------------
 
     def _schedule(self) -> Iterator[Nemesis]:
-        """Round after round of all nemeses, each in an order of its own."""
+        """Round after round of all nemeses, each round in an order of its own."""
         able = []
         for nemesis in self._plan.nemeses:
             reason = nemesis.left_out(self._stage)
@@ -161,28 +181,50 @@ class Run:
             else:
                 self.outcome.left_out[nemesis.name] = reason
                 self._say(f"left out: {nemesis.name}: {reason}")
+        self._able = able
         rng = Random(f"{self._plan.seed}-schedule")
-        while able:
+        for _ in (itertools.count() if self._plan.rounds is None else range(self._plan.rounds)) if able else ():
             rng.shuffle(able)
             yield from tuple(able)
 
     def _strike(self, number: int, nemesis: Nemesis) -> None:
+        """One fault, or two of which the second begins while the first lasts; then wait until all is well."""
         rng = Random(f"{self._plan.seed}-{number}-{nemesis.name}")
         hold(rng.uniform(0.2, 1.5))
-        began, struck = now(), None
+        second = pairs.company(nemesis, self._able, Random(f"{self._plan.seed}-{number}-second"))
+        before = len(self.outcome.struck)
+        try:
+            if second is None:
+                self._do(nemesis, rng)
+            else:
+                self._do_both(nemesis, second, rng)
+        finally:
+            struck = sorted(self.outcome.struck[before:], key=lambda each: each.fault.at)
+            self.outcome.struck[before:] = struck
+            self._stage.heal()
+        self._stage.await_settled(_HEALED_SEC)
+        for each in struck:
+            each.healed_sec = now() - max(one.fault.until for one in struck)
+            self._tell(number, each)
+
+    def _do_both(self, first: Nemesis, second: Nemesis, rng: Random) -> None:
+        pause, other = rng.uniform(0.3, 1.0), Random(f"{rng.random()}")
+        with ThreadPoolExecutor(1, "first-fault") as pool:
+            lasting = pool.submit(self._do, first, rng)
+            hold(pause)
+            self._do(second, other, f", during {first.name}")
+            lasting.result()
+
+    def _do(self, nemesis: Nemesis, rng: Random, remark: str = "") -> None:
+        began, fault = now(), None
         try:
             strike = nemesis.run(Surroundings(self._stage, self._publisher, rng))
-            struck = Struck(Fault(strike.began or began, now(), nemesis.name, strike.target, strike.detail, strike.hit))
+            detail = strike.detail + remark
+            fault = Fault(strike.began or began, now(), nemesis.name, strike.target, detail, strike.hit)
         except (psycopg2.Error, ServerError, OSError) as error:
             raise Stuck(f"{nemesis.name} itself failed: {error!r}") from error
         finally:
-            if struck is None:
-                struck = Struck(Fault(strike.began or began, now(), nemesis.name, "all", "given up"))
-            self.outcome.struck.append(struck)
-            self._stage.heal()
-        self._stage.await_settled(_HEALED_SEC)
-        struck.healed_sec = now() - struck.fault.until
-        self._tell(number, struck)
+            self.outcome.struck.append(Struck(fault or Fault(began, now(), nemesis.name, "all", "given up")))
 
     def _tell(self, number: int, struck: Struck) -> None:
         fault = struck.fault
@@ -197,6 +239,20 @@ class Run:
             raise publisher.error
         for death in self._stage.deaths:
             self._say(f"!!! {death}")
+
+    def _all_done(self) -> bool:
+        """Whether all is done; raises :class:`Stuck` if it never will be.
+
+        A body that was killed, or lost the answer to its commit, may have completed without a line that says so.
+        """
+        missing = self._stage.tail.missing(self._publisher.published)
+        rows = self._stage.tables.ask(ledger.COMPLETED) if missing else []
+        if rows is not None and missing <= {row["n"] for row in rows}:
+            return True
+        idle = now() - max(self._stage.tail.last, self._quiet_from or 0.0)
+        if idle > standstill.allowed(TIMEOUT) + _WATCHED_SEC:
+            raise Stuck(f"nothing has run for {idle:.1f} s, and {len(missing)} tasks are still to be done")
+        return False
 
     def _nothing_runs(self) -> bool:
         rows = self._stage.tables.ask("SELECT count(*) AS running FROM sync_claim WHERE state = 'running'")

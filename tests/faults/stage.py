@@ -16,6 +16,7 @@ from celery import Celery
 
 from jobsync_celery.servers.process import Guard
 from tests.faults import app as under_fault
+from tests.faults import audit, ledger
 from tests.faults.proxy import Exchange, Mode, Proxy
 from tests.faults.servers import Postgres, Standby, WallClock, broker_of, clock_library, small_disk
 from tests.faults.tables import Tables
@@ -34,14 +35,21 @@ _SHARES = (
     " LEFT JOIN sync_partition p ON p.owner_incarnation = n.incarnation WHERE n.state IN ('live', 'draining')"
     " GROUP BY n.name, n.pid"
 )
+# One packet less before each connection, and nothing that a proxy could not read.
+_PLAIN = "?sslmode=disable&gssencmode=disable"
 _ALIEN = ("APP", "BROKER_URL", "RESULT_BACKEND", "LOADER", "CONFIG_MODULE")
 
 
 class Stage:
-    """Servers and workers of one run; leaving the block ends them all, and so does the end of this process."""
+    """Servers and workers of one run; leaving the block ends them all, and so does the end of this process.
 
-    def __init__(self, broker: str, folder: Path) -> None:
+    Arguments:
+        build: the build that the workers are of, by its name in ``builds``; None for the product as it is.
+    """
+
+    def __init__(self, broker: str, folder: Path, build: str | None = None) -> None:
         self.kind = broker
+        self._build_name = build
         self.folder = folder
         self.history = folder / "history.jsonl"
         self.workers: dict[str, Worker] = {}
@@ -91,7 +99,7 @@ class Stage:
         return self.postgres.dsn
 
     def connection(self, name: str) -> Tables:
-        """A connection to the database for one thread."""
+        """A connection to the database."""
         return Tables(lambda: self.dsn, name)
 
     def clock(self, name: str) -> WallClock | None:
@@ -111,6 +119,8 @@ class Stage:
         for name in _BASE:
             self.add(name)
         until(self.settled, "the first workers share the partitions")
+        audit.install(self.tables)
+        self.tables.rows(ledger.CREATE)
 
     def add(self, name: str) -> Worker:
         """Start one more worker; it need not be ready yet."""
@@ -139,17 +149,17 @@ class Stage:
             "worker_cancel_long_running_tasks_on_connection_loss": False,
             "worker_send_task_events": False,
             "faults_history": str(self.history),
+            "faults_ledger": _at(self.dsn, database_port) + _PLAIN,
         }
         jobsync = {
-            # One packet less before each connection, and nothing that a proxy could not read.
-            "url": _at(self.postgres.url, database_port) + "?sslmode=disable&gssencmode=disable",
+            "url": _at(self.postgres.url, database_port) + _PLAIN,
             "partitions": PARTITIONS,
             "heartbeat_interval_sec": HEARTBEAT,
             "heartbeat_timeout_sec": TIMEOUT,
             "queue_prefix": "faults-",
             "max_lost_runs": MAX_LOST_RUNS,
         }
-        return {"conf": conf, "jobsync": jobsync}
+        return {"conf": conf, "jobsync": jobsync, "build": self._build_name}
 
     # -- asking -------------------------------------------------------------------------------------------------
 
@@ -187,11 +197,12 @@ class Stage:
         return bodies()
 
     def until_lost(self, worker: Worker, timeout: float = PATIENCE) -> None:
-        """Wait until the others have taken everything from a worker."""
+        """Wait until the others have taken everything from a worker, or it was started anew meanwhile."""
+        starts = worker.starts
 
         def lost() -> bool:
             owners = self.owners()
-            return owners is not None and worker.name not in owners.values()
+            return worker.starts > starts or (owners is not None and worker.name not in owners.values())
 
         until(lost, f"{worker.name} has lost its partitions", timeout)
 

@@ -20,22 +20,24 @@ _POLL_SEC = 0.2
 
 
 class Tables:
-    """One connection of our own, made again when it broke, to where the database is then; for one thread at a time."""
+    """One connection of our own, made again when it broke, to where the database is then; its callers take turns."""
 
     def __init__(self, dsn: Callable[[], str], name: str) -> None:
         self._dsn = dsn
         self._name = name
         self._connection: Any = None
+        self._turn = threading.RLock()
 
     def rows(self, statement: str, *values: Any) -> Rows:
         """The answer; raises psycopg2's error, after one more try if the connection was found broken."""
         for last in (False, True):
-            try:
-                return self._ask(statement, values)
-            except (psycopg2.OperationalError, psycopg2.InterfaceError):
-                self.close()
-                if last:
-                    raise
+            with self._turn:
+                try:
+                    return self._ask(statement, values)
+                except (psycopg2.OperationalError, psycopg2.InterfaceError):
+                    self.close()
+                    if last:
+                        raise
         raise AssertionError
 
     def ask(self, statement: str, *values: Any) -> Rows | None:
@@ -47,9 +49,9 @@ class Tables:
 
     def close(self) -> None:
         """Close the connection; the next question opens another."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(psycopg2.Error):
+        with self._turn, suppress(psycopg2.Error):
+            connection, self._connection = self._connection, None
+            if connection is not None:
                 connection.close()
 
     def _ask(self, statement: str, values: tuple[Any, ...]) -> Rows:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.faults.history import OVER
 from tests.faults.waiting import now
 
 #: A body that runs gives a sign every 50 ms.
 _FRESH_SEC = 0.5
+#: After these lines nothing more is to be done for a task. Who completed it may still stay a little.
+_DONE = ("end", "completed", "failed")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Tail:
         self._lock = threading.Lock()
         self.ended: set[int] = set()
         self.started = 0
+        #: Which task has begun on which node, ever.
+        self.begun: set[tuple[int, str]] = set()
+        #: When the last line was written.
+        self.last = now()
 
     def running(self, node: str | None = None) -> list[Body]:
         """The bodies that gave a sign just now, of one node or of all."""
@@ -47,10 +55,16 @@ class Tail:
             return [body for body in self._open.values() if body.seen > fresh and node in (None, body.node)]
 
     def done(self) -> int:
-        """How many of the published tasks have ended at least once."""
+        """How many of the published tasks have ended."""
         with self._lock:
             self._follow()
             return len(self.ended)
+
+    def missing(self, among: Collection[int]) -> set[int]:
+        """Of these tasks, those that have not ended."""
+        with self._lock:
+            self._follow()
+            return set(among) - self.ended
 
     def _follow(self) -> None:
         with self._path.open("rb") as file:
@@ -64,9 +78,12 @@ class Tail:
 
     def _note(self, line: dict[str, Any]) -> None:
         mark = (line["pid"], line["id"], line["attempt"])
-        if line["event"] == "end":
-            self._open.pop(mark, None)
+        self.last = line["at"]
+        self.begun.add((line["n"], line["node"]))
+        if line["event"] in _DONE:
             self.ended.add(line["n"])
+        if line["event"] in OVER:
+            self._open.pop(mark, None)
             return
         self.started += line["event"] == "start"
         if line["event"] == "start" or mark in self._open:

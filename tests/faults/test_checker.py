@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .checker import check
-from .made_up import TIMEOUT, Body, Story
-from .model import Sample, Verdict
+from tests.faults.checker import check
+from tests.faults.made_up import TIMEOUT, Body, Story
+from tests.faults.model import Sample, Stale, Verdict
 
 
 @pytest.fixture
@@ -215,9 +215,9 @@ def test_a_finished_run_that_starts_again_in_the_same_attempt_breaks_s6_whatever
 
 
 def test_an_older_try_after_a_later_one_breaks_s6(story: Story) -> None:
+    story.publish(0, retries=1)
     story.ran(0, 1.0, 1.5, retries=1, ended=False)
     story.ran(0, 4.0, 4.5, ended=False, state="retried")
-    story.more_rows.append(story.rows[0])
     story.ran(0, 7.0, 7.5, retries=1, attempt=2)
     (violation,) = story.verdict().violations
     assert (violation.promise, violation.at) == ("S6", 4.0)
@@ -255,6 +255,22 @@ def test_a_body_of_another_task_than_published_breaks_s6(story: Story) -> None:
     assert story.broken() == {"S6"}
 
 
+@pytest.mark.parametrize("owner", ["b", None])
+def test_a_claim_committed_for_somebody_who_is_not_the_owner_breaks_s2(story: Story, owner: str | None) -> None:
+    story.ran(0, 1.0, 1.5)
+    story.ran(1, 1.0, 1.5, key="other")
+    assert story.verdict(stale=[]).ok
+    (violation,) = story.verdict(stale=[Stale(0.9, "id0", "k", 7, "a", owner)]).violations
+    assert (violation.promise, violation.runs, violation.at) == ("S2", ("0.1",), 0.9)
+    assert f"the owner was {owner or 'nobody'}" in violation.text
+
+
+def test_a_claim_of_a_former_owner_breaks_s2_though_no_body_ever_ran_under_it(story: Story) -> None:
+    story.ran(0, 1.0, 1.5, node="b")
+    (violation,) = story.verdict(stale=[Stale(0.9, "id0", "k", 7, "a", "b")]).violations
+    assert (violation.promise, violation.runs) == ("S2", ())
+
+
 # -- S7: fences -----------------------------------------------------------------------------------------------------
 
 
@@ -275,13 +291,6 @@ def test_a_fence_given_to_two_claims_breaks_s7(story: Story) -> None:
     story.ran(0, 1.0, 1.5, fence=7)
     story.more_rows.append({**story.rows[0], "task_id": "never started", "state": "failed", "reason": "expired"})
     assert story.broken() == {"S7"}
-
-
-def test_a_start_right_after_a_pause_is_said_to_be_one(story: Story) -> None:
-    story.ran(0, 1.0, 1.5, fence=7, node="b")
-    story.ran(1, 5.003, 5.2, fence=6)
-    story.fault(2.0, 5.0, "pause-group")
-    assert "3 ms after its node was stopped" in story.verdict().violations[0].text
 
 
 # -- L1 and L2, the record, the figures -----------------------------------------------------------------------------

@@ -7,12 +7,13 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .made_up import TIMEOUT, Body, Story, row_of
+from tests.faults.made_up import TIMEOUT, Body, Story, row_of
 
 #: How a body can go on before its run is done: killed, cut off but going on, cut off and terminated.
 SETBACKS = ("killed", "outlives", "terminated")
-#: How it is done: in peace, late beside the next task of its key, or killed before its end was recorded.
-ENDINGS = ("peace", "late", "unrecorded")
+#: How it is done: in peace, late beside the next task of its key, killed before its end was recorded, or completed,
+#: with the next task beside the rest of it; or it is retried, or replaced, and that is done in peace.
+ENDINGS = ("peace", "late", "unrecorded", "completed", "retried", "replaced")
 TAKEN_OVER_SEC = TIMEOUT + 0.2
 
 
@@ -50,6 +51,16 @@ class Teller:
     def _done(self, n: int, key: str, attempt: int, at: float, sec: float, how: str) -> float:
         if how == "peace":
             return self._ran(n, key, attempt, at, at + sec).last + 0.05
+        if how == "completed":
+            body = self._ran(n, key, attempt, at, at + sec + 0.4)
+            self.story.publish(n, key, kind="complete")
+            for other in self.story.bodies[:-1]:
+                if other.n == n:  # and found its claim lost
+                    other.over = "requeued"
+            self.story.entered(body, completes=True, at=at + sec)
+            return at + sec + 0.001
+        if how in ("retried", "replaced"):
+            return self._in_two(n, key, attempt, at, sec, how)
         if how == "unrecorded":
             body = self._ran(n, key, attempt, at, at + sec)
             self.story.fault(body.last + 0.001, body.last + 0.001, target=body.node)
@@ -58,10 +69,20 @@ class Teller:
         self.story.fault(at + 0.01, body.last + 1.0, "pause-parent", body.node)
         return at + TAKEN_OVER_SEC
 
-    def _ran(self, n: int, key: str, attempt: int, begin: float, last: float, ended: bool = True) -> Body:
+    def _in_two(self, n: int, key: str, attempt: int, at: float, sec: float, how: str) -> float:
+        first = self._ran(n, key, attempt, at, at + sec)
+        self.story.rows[n] = row_of(first, "retried" if how == "retried" else "done")
+        first.over = how
+        self.story.publish(n, key, kind="retry" if how == "retried" else "replace", retries=int(how == "retried"))
+        run = {"retries": 1} if how == "retried" else {"origin": "other"}
+        return self._ran(n, key, 1, first.last + 0.05, first.last + 0.05 + sec, **run).last + 0.05
+
+    def _ran(
+        self, n: int, key: str, attempt: int, begin: float, last: float, ended: bool = True, **run: object
+    ) -> Body:
         self._fence += 1
         node = f"node{self._fence % 3}"
-        more = {"node": node, "fence": self._fence, "attempt": attempt, "ended": ended}
+        more = {"node": node, "fence": self._fence, "attempt": attempt, "ended": ended, **run}
         return self.story.ran(n, begin, last, key=key, **more)
 
 
@@ -99,8 +120,7 @@ def test_a_dropped_execution_is_found(story: Story, data: st.DataObject) -> None
 @given(stories(), st.data())
 def test_a_task_without_a_trace_is_found(story: Story, data: st.DataObject) -> None:
     n = data.draw(st.sampled_from(sorted(story.published)))
-    story.bodies = [body for body in story.bodies if body.n != n]
-    del story.rows[n]
+    story.without(n)
     assert story.broken() == {"S6"}
 
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task
+from celery.exceptions import Ignore, Reject, Retry
 
 from jobsync_celery import coordinated
 from jobsync_celery.plugin.claim import Claim, Ticket, running_under
 from jobsync_celery.plugin.router import ORIGIN
-
-from . import record
-from .history import executions, read
-from .record import Recorder
+from tests.faults import record
+from tests.faults.history import executions, read
+from tests.faults.record import FailedForGood, Recorder
 
 TICKET = Ticket("k", 5, 1, "worker-01", 41, 2, ("id-1", "o1", 3), (7, 1))
 
@@ -46,7 +46,7 @@ def task(path: Path) -> Iterator[Task]:
 
 
 def claimed(body: Any) -> Any:
-    return running_under(Claim(TICKET, None, None), body)  # type: ignore[arg-type]
+    return running_under(Claim(TICKET, None, None, 12.5), body)  # type: ignore[arg-type]
 
 
 def test_a_body_leaves_its_start_its_ticks_and_its_end(task: Task, path: Path) -> None:
@@ -63,6 +63,7 @@ def test_a_body_leaves_its_start_its_ticks_and_its_end(task: Task, path: Path) -
     ((run,), strays) = executions(lines)
     assert run.run == ("id-1", "o1", 3)
     assert (run.name, run.key, run.node, run.fence, run.attempt) == ("17.1", "k", "worker-01", 41, 2)
+    assert (run.looked, [line.get("looked") for line in lines[1:]]) == (12.5, [None] * (len(lines) - 1))
     assert (run.pid, run.policy, run.ended, strays) == (os.getpid(), "terminate", lines[-1]["at"], [])
 
 
@@ -70,6 +71,24 @@ def test_a_body_that_raises_leaves_no_end(task: Task, path: Path) -> None:
     with pytest.raises(KeyError), Recorder(task, "k", 0):
         raise KeyError
     assert [line["event"] for line in read(path)] == ["start"]
+
+
+@pytest.mark.parametrize(
+    ("error", "last"),
+    [(Ignore(), "replaced"), (Retry(), "retried"), (Reject(), "requeued"), (FailedForGood(), "failed")],
+)
+def test_the_last_line_says_how_the_body_was_over(task: Task, path: Path, error: Exception, last: str) -> None:
+    def body() -> None:
+        with Recorder(task, "k", 0) as recorder:
+            recorder.note("completing")
+            raise error
+
+    with pytest.raises(type(error)):
+        body()
+    assert [line["event"] for line in read(path)] == ["start", "completing", last]
+    ((run,), _) = executions(read(path))
+    assert (run.over, run.ended is not None, run.completing is not None) == (last, last == "replaced", True)
+    assert run.finished == (last != "requeued")
 
 
 def test_a_body_without_a_claim_says_so(task: Task, path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from .model import Fault, Verdict, Violation
-from .timeline import MOST_ROWS, MOST_VIOLATIONS, render
+from tests.faults.model import Fault, Verdict, Violation
+from tests.faults.timeline import MOST_ROWS, MOST_VIOLATIONS, render
 
 BOOT = 123456.0
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from .history import UNSEEN_SEC, Execution, executions
-from .model import Fault, Verdict, Violation
+from tests.faults.history import UNSEEN_SEC, Execution, executions
+from tests.faults.model import Fault, Verdict, Violation
 
 #: How much is drawn; the verdict itself has everything.
 MOST_VIOLATIONS, MOST_ROWS = 12, 16

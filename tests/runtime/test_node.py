@@ -10,12 +10,13 @@ import pytest
 from sqlalchemy import event, text
 from stage import SHAPE, Facts, FakeHold, Outage, RecordingSurface, counts, eventually, identity, rows
 
+from jobsync_celery.errors import StoreUnavailable
 from jobsync_celery.runtime.leadership import FirstPlan
 from jobsync_celery.runtime.lease import Lease
 from jobsync_celery.runtime.node import Node, NodeSettings
 from jobsync_celery.servers import PrivatePostgres
-from jobsync_celery.store.database import Database, Timeouts
-from jobsync_celery.store.nodes import Renewal
+from jobsync_celery.store.database import Database, Link, Timeouts
+from jobsync_celery.store.nodes import Nodes, Renewal
 from jobsync_celery.store.store import Store
 
 INTERVAL, TIMEOUT = 0.4, 2.0
@@ -317,3 +318,21 @@ def test_a_listener_that_fails_does_not_end_the_loop(cluster: Cluster) -> None:
     worker.facts.events.listen(fail)
     worker.start()
     eventually(cluster.balanced)
+
+
+def test_a_node_whose_first_heartbeat_fails_leads_all_the_same(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renew, failed = Nodes.renew, list[int]()
+
+    def first_fails(self: Nodes, link: Link, name: str, incarnation: int) -> Renewal | None:
+        if not failed:
+            failed.append(incarnation)
+            raise StoreUnavailable("the database was away for a moment")
+        return renew(self, link, name, incarnation)
+
+    monkeypatch.setattr(Nodes, "renew", first_fails)
+    cluster.start("a")
+    eventually(cluster.balanced)
+    assert failed
+    assert cluster.workers["a"].node.leadership.leading

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
-from jobsync_celery.errors import Fenced
+from jobsync_celery.errors import Fenced, StoreError
 from jobsync_celery.store.guard import Guard
 from jobsync_celery.store.outcomes import Busy, Granted
 
@@ -82,6 +82,18 @@ def test_a_guarded_transaction_of_an_evicted_node_rolls_back(cluster: Cluster, e
     with pytest.raises(Fenced, match="t"), Session(engine) as session, session.begin():
         work(session)
     assert effects(engine) == 0
+
+
+def test_a_claim_that_a_failover_lost_is_fenced_and_one_of_another_cluster_is_an_error(
+    cluster: Cluster, engine: Engine
+) -> None:
+    _, fence = claimed(cluster)
+    guard = Guard(cluster.database.tables.claim, cluster.database.tables.timeline)
+    cluster.rows("DELETE FROM {claim}")
+    with engine.connect() as connection, connection.begin(), pytest.raises(Fenced, match="failed over"):
+        guard.hold(connection, RUN, fence - (1 << 40))  # granted on the timeline before this one
+    with engine.connect() as connection, connection.begin(), pytest.raises(StoreError, match="another cluster"):
+        guard.hold(connection, RUN, fence)
 
 
 def test_an_older_fence_is_fenced_after_a_take_over(cluster: Cluster, engine: Engine, guard: Guard) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import product
+from typing import TYPE_CHECKING
 
+from tests.faults import black_hole
 from tests.faults.nemeses.base import BROKER, DATABASE, Nemesis, Strike, Surroundings, strike
 from tests.faults.proxy import BOTH, PASS, TO_CLIENT, Mode
 from tests.faults.waiting import happens, hold, now
 from tests.faults.workers import Worker
+
+if TYPE_CHECKING:
+    from tests.faults.stage import Stage
 
 _SIDES = {"database": (DATABASE,), "broker": (BROKER,), "both": (DATABASE, BROKER)}
 _MODES = {
@@ -30,18 +37,24 @@ class Cut(Nemesis):
     def __init__(self, side: str, how: str) -> None:
         self.name = f"cut-{side}-{how}"
         self._sides = _SIDES[side]
-        self._mode = _MODES[how]
+        self._how = how
 
     def run(self, at: Surroundings) -> Strike:
         worker, bodies = at.stage.aim(at.rng)
         sec = at.rng.uniform(0.3, 2.5)
-        try:
-            at.stage.cut([worker], self._sides, self._mode)
+        with self._cut(at.stage, worker):
             detail = self._last(at, worker) if at.rng.random() < 0.6 else ""
             hold(sec)
-        finally:
-            at.stage.cut([worker], self._sides, PASS)
         return strike(worker, f"{detail} and {sec:.1f} s more" if detail else f"for {sec:.1f} s", bodies)
+
+    @contextmanager
+    def _cut(self, stage: Stage, worker: Worker) -> Iterator[None]:
+        """Break for as long as the block lasts."""
+        try:
+            stage.cut([worker], self._sides, _MODES[self._how])
+            yield
+        finally:
+            stage.cut([worker], self._sides, PASS)
 
     def _last(self, at: Surroundings, worker: Worker) -> str:
         """Wait until the others have taken over, or it seems that they will not."""
@@ -49,6 +62,23 @@ class Cut(Nemesis):
         if happens(lambda: worker.name not in (at.stage.owners() or {0: worker.name}).values(), _MOST_SEC):
             return f"until it had no partition left after {now() - began:.1f} s"
         return f"kept its partitions for {_MOST_SEC:.0f} s"
+
+
+class BlackHole(Cut):
+    """The kernel drops all packets between one node and one side or both: not even TCP answers."""
+
+    def __init__(self, side: str) -> None:
+        super().__init__(side, "blackhole")
+
+    def left_out(self, stage: Stage) -> str | None:
+        return black_hole.missing()
+
+    @contextmanager
+    def _cut(self, stage: Stage, worker: Worker) -> Iterator[None]:
+        with ExitStack() as holes:
+            for side in self._sides:
+                holes.enter_context(black_hole.black_hole(getattr(worker, side).port))
+            yield
 
 
 class FlakyNetwork(Nemesis):
@@ -68,4 +98,8 @@ class FlakyNetwork(Nemesis):
         return Strike(names, "all connections reset, again and again", hit)
 
 
-NEMESES: tuple[Nemesis, ...] = (*(Cut(side, how) for side, how in product(_SIDES, _MODES)), FlakyNetwork())
+NEMESES: tuple[Nemesis, ...] = (
+    *(Cut(side, how) for side, how in product(_SIDES, _MODES)),
+    *(BlackHole(side) for side in _SIDES),
+    FlakyNetwork(),
+)
