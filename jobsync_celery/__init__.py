@@ -9,19 +9,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jobsync_celery.core.model import RebalanceEvent
     from jobsync_celery.plugin.claim import Claim, NullClaim, current_claim
     from jobsync_celery.plugin.coordinated import coordinated
     from jobsync_celery.plugin.install import JobSync
     from jobsync_celery.settings import CoordinationConfig
 
 __version__ = "0.1.0"
-__all__ = ["Claim", "CoordinationConfig", "JobSync", "NullClaim", "coordinated", "current_claim"]
+__all__ = [
+    "Claim",
+    "CoordinationConfig",
+    "JobSync",
+    "NullClaim",
+    "RebalanceEvent",
+    "coordinated",
+    "current_claim",
+]
 
 _HOMES = {
     "Claim": "plugin.claim",
     "CoordinationConfig": "settings",
     "JobSync": "plugin.install",
     "NullClaim": "plugin.claim",
+    "RebalanceEvent": "core.model",
     "coordinated": "plugin.coordinated",
     "current_claim": "plugin.claim",
 }

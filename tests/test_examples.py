@@ -109,3 +109,32 @@ def test_a_fenced_resource_refuses_the_write_of_an_older_run(example: str, reque
     refused, kept = done.stdout.splitlines()
     assert refused.startswith("refused: ") and "a newer run than 7 has written" in refused
     assert "200" in kept and "8" in kept and "120" not in kept
+
+
+@pytest.mark.redis
+def test_connections_and_caches_follow_the_owner(database_url: str, redis_url: str, tmp_path: Path) -> None:
+    settings = environment(DATABASE_URL=database_url, REDIS_URL=redis_url, C_FORCE_ROOT="1")
+
+    def worker(name: str) -> list[str]:
+        options = ["-n", f"{name}@owner-state", "-l", "INFO", "-c", "1", "--without-mingle", "--without-gossip"]
+        return [str(CELERY), "-A", "owner_state", "worker", *options]
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    with running(worker("one"), first, EXAMPLES, settings):
+        wait_for(r"tokens more, 0 fewer, 10000 here", first)
+        wait_for(r"owner_state\.store\[.*succeeded", first)
+        assert set(re.findall(r" connected to (\S+)", first.read_text())) == {f"device-{n}" for n in range(12)}
+        with running(worker("two"), second, EXAMPLES, settings):
+            said = wait_for(r" 0 tokens more, \d+ fewer, 5000 here", first)
+            wait_for(r" 0 fewer, 5000 here", second)
+            gone = set(re.findall(r"disconnected from (\S+)", said))
+            assert gone and set(re.findall(r" connected to (\S+)", second.read_text())) == gone
+            wait_for(r"owner_state\.store\[.*succeeded", second)
+
+
+def test_the_page_about_owner_state_prints_what_the_example_runs() -> None:
+    page = (EXAMPLES.parent / "docs" / "how-to" / "owner-state.md").read_text()
+    example = (EXAMPLES / "owner_state.py").read_text()
+    snippets = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 6
+    assert not [snippet for snippet in snippets if snippet not in example]

@@ -78,6 +78,21 @@ def short(incarnation: int) -> str:
     return f"{incarnation >> 40}/{incarnation & (1 << 40) - 1}"
 
 
+@dataclass(frozen=True, slots=True)
+class RebalanceEvent:
+    """A change of what a worker owns, as ``on_rebalance`` gets it: either something added or something removed.
+
+    `is_initial`: the first that this worker has. `token_version` grows by one with every event of this worker.
+    """
+
+    is_initial: bool
+    token_version: int
+    tokens_added: int
+    tokens_removed: int
+    partitions_added: frozenset[int] = frozenset()
+    partitions_removed: frozenset[int] = frozenset()
+
+
 class Run(NamedTuple):
     """The identity of one execution of a task: redeliveries share it, retries and new publishes do not."""
 

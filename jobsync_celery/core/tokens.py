@@ -6,7 +6,7 @@ The hash functions are those of the jobsync library, so that its users' tokens s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from uuid import UUID
@@ -111,6 +111,41 @@ class TokenMap:
         if beyond < 0:
             return token // (self._size + 1)
         return self._larger + beyond // self._size
+
+
+class TokenSet(Set[int]):
+    """The tokens of some partitions, as a set that is worked out only as far as it is asked.
+
+    Partitions beyond those of the map have no tokens of their own.
+    """
+
+    def __init__(self, tokens: TokenMap, partitions: Iterable[int]) -> None:
+        self._tokens = tokens
+        self._partitions = frozenset(number for number in partitions if 0 <= number < tokens.partitions)
+
+    def __contains__(self, token: object) -> bool:
+        if not isinstance(token, int) or not 0 <= token < self._tokens.total_tokens:
+            return False
+        return self._tokens.partition(token) in self._partitions
+
+    def __iter__(self) -> Iterator[int]:
+        for number in sorted(self._partitions):
+            first, last = self._tokens.range(number)
+            yield from range(first, last + 1)
+
+    def __len__(self) -> int:
+        ranges = map(self._tokens.range, self._partitions)
+        return sum(last - first + 1 for first, last in ranges)
+
+    def __hash__(self) -> int:
+        return self._hash()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} tokens of {len(self._partitions)} partitions>"
+
+    @classmethod
+    def _from_iterable(cls, tokens: Iterable[int]) -> Set[int]:  # type: ignore[override] # what & and | return
+        return frozenset(tokens)
 
 
 def _function(name: str) -> Callable[[str], int]:

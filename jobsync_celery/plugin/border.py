@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,11 @@ from jobsync_celery.store.outcomes import Elsewhere
 from jobsync_celery.store.partitions import LockPartition
 
 logger = logging.getLogger(__name__)
+
+#: What the pool was given begins within milliseconds, and is waited for, so that it runs here and in order. After so
+#: long it is not: whatever has not begun by then is refused by the process that would run it, and runs elsewhere.
+_BEGIN_SEC = 0.5
+_LOOK_SEC = 0.01
 
 
 class Border:
@@ -36,6 +42,8 @@ class Border:
         self._queues = queues
         self._starting: set[int] = set()
         self._stopping: set[int] = set()
+        self._patient_until = 0.0
+        self._looking = False
         self.consumer: Any = None
         #: There is no connection to the broker, so nothing that was fetched on it is left here.
         self.cut_off = False
@@ -95,10 +103,20 @@ class Border:
 
     def look(self) -> None:
         """Something was given back: partitions that only waited for that have stopped."""
-        done = frozenset(number for number in self._stopping if not self._gate.pending(number))
+        done = {number for number in self._stopping if not self._gate.lanes.pending(number)}
+        if self._patient_until > time.monotonic():
+            soon = {number for number in done if self._gate.lanes.beginning(number)}
+            done -= soon
+            if soon and not self._looking:
+                self._looking = True
+                self._inbox.later(_LOOK_SEC, self._look_again)
         if done:
             self._stopping -= done
-            self.stopped(done)
+            self.stopped(frozenset(done))
+
+    def _look_again(self) -> None:
+        self._looking = False
+        self.look()
 
     def _forwarded(self, delivery: Delivery) -> None:
         if delivery.connection == self._gate.connection:
@@ -133,6 +151,7 @@ class Border:
 
     def _stop(self, partitions: frozenset[int]) -> None:
         self._stopping |= partitions
+        self._patient_until = time.monotonic() + _BEGIN_SEC
         self._halt(partitions)
         self.look()
 

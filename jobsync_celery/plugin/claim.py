@@ -23,6 +23,7 @@ class Ticket(NamedTuple):
     attempt: int
     run: tuple[str, str, int]
     given: tuple[int, int]
+    tenure: int = 0
 
 
 class Claim:
@@ -35,6 +36,8 @@ class Claim:
         self.node = ticket.node
         self.fence = ticket.fence
         self.attempt = ticket.attempt
+        #: Which of its times with the partition this worker is in: good as part of a cache's key, see Tenures.
+        self.tenure = ticket.tenure
         self._run = Run(*ticket.run)
         self._pass = Pass(*ticket.given)
         self._lease = lease
@@ -88,6 +91,7 @@ class NullClaim:
     node: str | None = None
     fence = 0
     attempt = 1
+    tenure = 0
     held = True
 
     def check(self) -> None:

@@ -89,8 +89,7 @@ class Delivery:
         self.token = token
         self.partition = partition
         #: Where it belongs while its key is not locked: its task may have a lock pool of its own.
-        self.home = partition if home is None else home
-        self.pool = pool
+        self.home, self.pool = partition if home is None else home, pool
         #: The broker connection it came on: on another one it cannot be settled any more.
         self.connection = connection
         self.stage = Stage.WAITING
@@ -128,7 +127,7 @@ class Delivery:
     def __repr__(self) -> str:
         return f"<Delivery {self.run} key={self.key!r} {self.stage.name}>"
 
-    def ticket(self, node: str, epoch: int) -> Ticket:
+    def ticket(self, node: str, epoch: int, tenure: int) -> Ticket:
         """What the process that starts it gets of its claim."""
         assert self.granted is not None
         return Ticket(
@@ -138,9 +137,15 @@ class Delivery:
             node=node,
             fence=self.granted.fence,
             attempt=self.granted.attempt,
-            run=tuple(self.run),  # type: ignore[arg-type]
+            run=(self.run.task_id, self.run.origin, self.run.retries),
             given=(self.incarnation, epoch),
+            tenure=tenure,
         )
+
+    @property
+    def unbegun(self) -> bool:
+        """Whether it was handed to the pool, and its body has not begun yet."""
+        return self.stage is Stage.STARTED and not self.finished and self.request.time_start is None
 
     def arm(self, changed: Callable[[Delivery], None], after_death: Callable[[Delivery], None]) -> None:
         """Keep Celery's settlement back, and learn when the pool is done with the request.

@@ -19,7 +19,7 @@ from celery.worker import state as worker_state
 from jobsync_celery.errors import GaveUp, StoreError
 from jobsync_celery.plugin.arrivals import NOWHERE, Arrivals
 from jobsync_celery.plugin.brokers import Broker
-from jobsync_celery.plugin.delivery import UNSTARTED, Delivery, Stage
+from jobsync_celery.plugin.delivery import Delivery, Stage
 from jobsync_celery.plugin.held import Held
 from jobsync_celery.plugin.lanes import Lanes
 from jobsync_celery.plugin.pool_child import attach
@@ -30,6 +30,7 @@ from jobsync_celery.plugin.suspects import Suspects
 from jobsync_celery.plugin.window import Window
 from jobsync_celery.runtime.claimer import Answer, Claimer, Recorded, Refused, Reply, Unavailable
 from jobsync_celery.runtime.lease import Lease
+from jobsync_celery.runtime.tenures import Tenures
 from jobsync_celery.store.outcomes import Busy, Elsewhere, Ending, GivenUp, Granted, Known, Unserved
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Gate:
         ordinary: Celery's own handler, for tasks that are not coordinated.
         misplaced: called with a delivery that came on a queue where its key cannot belong.
         relocated: called with a delivery whose key belongs elsewhere since it was locked or unlocked.
-        unwelcome: called with a partition whose claims the database refuses: it is not ours.
+        unwelcome: called with a partition whose claims the database refuses.
         gone: called when deliveries have left unstarted, so that whoever waits for that may look.
     """
 
@@ -71,11 +72,12 @@ class Gate:
         self._unwelcome = unwelcome
         self._gone = gone
         self._ready: deque[Delivery] = deque()
-        #: Counts broker connections: a message can be settled on the one it came on only.
+        #: Counts broker connections: a message can be settled on its own only.
         self.connection = 0
         self.lanes = Lanes()
         self._suspects = Suspects(scribe, self.lanes)
         self.accepting: set[int] = set()
+        self.tenures: Tenures
         self.broker: Broker
         self.window: Window
         self.pool: Any
@@ -256,7 +258,8 @@ class Gate:
         if self._suspects.begin(delivery, self._on_begun):  # it keeps its slot meanwhile
             return True
         delivery.stage = Stage.STARTED
-        attach(delivery.request, delivery.ticket(self._node, self._lease.current.epoch))
+        tenure = self.tenures.of(delivery.partition)
+        attach(delivery.request, delivery.ticket(self._node, self._lease.current.epoch, tenure))
         delivery.arm(self.changed, self.after_death)
         try:
             delivery.request.execute_using_pool(self.pool)
@@ -382,10 +385,6 @@ class Gate:
             if delivery.stage not in (Stage.STARTED, Stage.ENDING):
                 self._abandon(delivery)
         self._gone()
-
-    def pending(self, partition: int) -> bool:
-        """Whether something of this partition is still to be given back."""
-        return any(one.partition == partition and (one.stage in UNSTARTED or one.returning) for one in self.lanes)
 
     def hold(self, delivery: Delivery) -> None:
         """Keep a message that nothing can be done with, without its narrowing the prefetch window."""

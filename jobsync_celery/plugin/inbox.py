@@ -32,6 +32,10 @@ class Inbox:
             self._scheduled = True
         self._hub.call_soon(self.drain)
 
+    def later(self, seconds: float, call: Callable[..., None]) -> None:
+        """Run ``call()`` on the loop in so many seconds; in the loop's thread."""
+        self._hub.call_later(seconds, self.post, call)
+
     def drain(self) -> None:
         """Run what is posted; in the loop's thread."""
         with self._lock:

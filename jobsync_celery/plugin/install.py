@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from celery import Celery
 
 from jobsync_celery.core.model import Plan
 from jobsync_celery.core.plan import plan
-from jobsync_celery.core.tokens import key_text
+from jobsync_celery.core.tokens import TokenSet, key_text
 from jobsync_celery.errors import JobsyncError, SettingsError
 from jobsync_celery.plugin import beat
+from jobsync_celery.plugin.audience import Callback
 from jobsync_celery.plugin.bootsteps import NodeStep, QueuesStep
 from jobsync_celery.plugin.cluster import Cluster
 from jobsync_celery.plugin.lock_desk import LockDesk, Patterns, creator_of
@@ -22,6 +23,8 @@ from jobsync_celery.settings import CoordinationConfig
 from jobsync_celery.store.locks import TaskLock
 from jobsync_celery.store.nodes import NodeRow
 from jobsync_celery.store.reports import ClusterStatus, Reports
+
+Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
 _UNSET: Any = object()
 _NODE_NAME = click.Option(
@@ -42,6 +45,7 @@ class JobSync:
         lock_provider: called with this object when a worker starts, before it takes part, to set the task locks that
             it knows of. As long as it raises, it is called again, and the worker serves its ordinary queues only.
         clear_existing_locks: whether the locks that this worker had set under its name are cleared before.
+        on_rebalance: a first callback for :meth:`on_rebalance`.
 
     Raises:
         SettingsError: a setting is unknown or impossible, or no database is named.
@@ -54,10 +58,13 @@ class JobSync:
         *,
         lock_provider: Callable[[JobSync], object] | None = None,
         clear_existing_locks: bool = False,
+        on_rebalance: Callable[..., object] | None = None,
     ) -> None:
         self.app = app
         self._lock_provider = lock_provider
         self._clear_existing_locks = clear_existing_locks
+        #: What :meth:`on_rebalance` was given.
+        self.callbacks: list[Callback] = [] if on_rebalance is None else [Callback(on_rebalance)]
         self.config = CoordinationConfig.of(_from_app(app) if config is _UNSET else config)
         self.cluster = None if self.config is None else Cluster(app, self.config)
         #: This process's node, if it is a worker.
@@ -75,6 +82,19 @@ class JobSync:
         if app.configured:
             self._route()
 
+    def on_rebalance(self, callback: Decorated) -> Decorated:
+        """Call ``callback(event)``, or ``callback()`` if it takes nothing, whenever this worker gains or loses tokens.
+
+        Usable as a decorator. The event is a :class:`RebalanceEvent`. It is called in the worker's main process, after
+        the receivers of ``partitions_assigned`` or ``partitions_revoked``, and under the same promises; see
+        :mod:`jobsync_celery.signals`.
+
+        Raises:
+            SettingsError: it is a coroutine function, or takes neither one argument nor none.
+        """
+        self.callbacks.append(Callback(callback))
+        return callback
+
     # -- keys ---------------------------------------------------------------------------------------------------
 
     def token_for(self, key: object) -> int:
@@ -86,31 +106,26 @@ class JobSync:
         return str(self._active.queues.for_key(key_text(key)).name)
 
     def owner_of(self, key: object) -> str | None:
-        """The node that owns the key's partition now, asked of the database; None if it is being moved."""
-        partition = self._active.tokens.partition_for(key_text(key))
+        """The node that owns the key now, asked of the database; None if it is being moved, or no node may have it."""
+        text = key_text(key)
         with self._reading() as tx:
-            return Reports(self._active.store.database).owner(tx, partition)
+            return Reports(self._active.store.database).owner(tx, text, self._active.tokens.partition_for(text))
 
     def owns(self, key: object) -> bool:
         """Whether this worker owns the key now; false from its deadline on. Asks no server.
 
-        Never true on two workers at once. Where a key was locked or unlocked, its new owner says yes one lease later.
+        Never true on two workers at once. It is true for the receivers of ``partitions_assigned`` already, and for
+        those of ``partitions_revoked`` no longer; so it is false here before the next owner's is true. Where a key was
+        locked or unlocked, its new owner says yes one lease later. Pool children say no while any key is locked.
         """
         node = self.node
-        if node is None or not node.lease.trusted:
-            return False
-        partition = node.node.placement.of(key_text(key))
-        return partition in node.gate.accepting and partition not in node.node.ownership.caretaking
+        return node is not None and node.owns(key_text(key))
 
     @property
     def my_tokens(self) -> frozenset[int]:
         """The tokens this worker owns now; empty from its deadline on. Asks no server."""
         node = self.node
-        if node is None or not node.lease.trusted:
-            return frozenset()
-        tokens = self._active.tokens
-        ranges = (tokens.range(number) for number in tuple(node.gate.accepting) if number < tokens.partitions)
-        return frozenset(token for first, last in ranges for token in range(first, last + 1))
+        return frozenset() if node is None else frozenset(TokenSet(self._active.tokens, node.held))
 
     # -- task locks ---------------------------------------------------------------------------------------------
 

@@ -70,6 +70,14 @@ class Lanes:
             if one.stage in UNSTARTED and (wanted is None or one.partition in wanted)
         ]
 
+    def pending(self, partition: int) -> bool:
+        """Whether something of this partition is still to be given back."""
+        return any(one.partition == partition and (one.stage in UNSTARTED or one.returning) for one in self)
+
+    def beginning(self, partition: int) -> bool:
+        """Whether the pool has something of this partition that has not begun yet."""
+        return any(one.partition == partition and one.unbegun for one in self)
+
     def stage(self, *stages: Stage) -> list[Delivery]:
         """The deliveries that have come so far."""
         return [one for one in self._by_run.values() if one.stage in stages]

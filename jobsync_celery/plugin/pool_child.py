@@ -1,7 +1,8 @@
 """The last check before a task body, in the process that starts it.
 
-A granted job may wait in a pipe while its node is stopped, evicted and registered anew. So each job carries the
-pass it was granted under, and the tracer of every coordinated task is wrapped to ask the shared lease first.
+A granted job may wait in a pipe while its node is stopped, evicted and registered anew, or gives the partition up. So
+each job carries the pass and the tenure it was handed over under, and the tracer of every coordinated task is wrapped
+to ask the shared lease and the table of tenures first.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from celery.exceptions import Reject
 
 from jobsync_celery.plugin.claim import Claim, Ticket, running_under
 from jobsync_celery.plugin.coordinated import Coordination
+from jobsync_celery.plugin.tenure_watch import TenureWatch
 from jobsync_celery.plugin.terminator import Terminator
 from jobsync_celery.runtime.clock import boot_clock
 from jobsync_celery.runtime.lease import Lease, Pass
+from jobsync_celery.runtime.tenures import Tenures
 from jobsync_celery.store.guard import Guard
 
 #: Where a request carries its ticket. Not among its headers: ``retry()`` would publish it again.
@@ -35,8 +38,10 @@ def attach(request: Any, ticket: Ticket) -> None:
 class Starter:
     """Wraps tracers; made before the pool forks, so that children share its lease."""
 
-    def __init__(self, lease: Lease, guard: Guard) -> None:
+    def __init__(self, lease: Lease, guard: Guard, tenures: Tenures, watch: TenureWatch) -> None:
         self._lease = lease
+        self._tenures = tenures
+        self._watch = watch
         self._guard = guard
         self._terminator = Terminator(lease)
 
@@ -54,8 +59,9 @@ class Starter:
                 return tracer(uuid, args, kwargs, request)
             ticket = Ticket(*packed)
             given = Pass(*ticket.given)
+            self._watch.look()  # before the checks: its receivers may take their time
             looked_at = boot_clock()
-            if not self._lease.permits(given):
+            if not (self._lease.permits(given) and self._tenures.stands(ticket.partition, ticket.tenure)):
                 return _refusal()
             claim = Claim(ticket, self._lease, self._guard, looked_at)
             with self._terminator.watching(given.incarnation) if terminates else nullcontext():
@@ -68,6 +74,6 @@ class Starter:
 def _refusal() -> tuple[ExceptionInfo, bool, float, None]:
     """What a tracer returns for a body that raised ``Reject(requeue=True)``: the message goes back."""
     try:
-        raise Reject("jobsync: the lease ended before the task started", requeue=True)
+        raise Reject("jobsync: the worker lost the lease or the partition before the task started", requeue=True)
     except Reject:
         return ExceptionInfo(internal=True), True, 0.0, None

@@ -12,11 +12,13 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from celery import signals
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.worker import state as worker_state
 
 from jobsync_celery import __version__
 from jobsync_celery.core.model import Run
 from jobsync_celery.plugin.arrivals import Arrivals
+from jobsync_celery.plugin.audience import Audience
 from jobsync_celery.plugin.border import Border
 from jobsync_celery.plugin.brokers import broker_for
 from jobsync_celery.plugin.cluster import Cluster
@@ -30,12 +32,16 @@ from jobsync_celery.plugin.inbox import Inbox
 from jobsync_celery.plugin.pool_child import Starter
 from jobsync_celery.plugin.pool_results import PoolResults
 from jobsync_celery.plugin.slots import slots_for
+from jobsync_celery.plugin.tenure_watch import TenureWatch
 from jobsync_celery.plugin.window import Window
 from jobsync_celery.runtime.claimer import Answer, Claimer, Reply
 from jobsync_celery.runtime.lease import Lease
+from jobsync_celery.runtime.listeners import Listeners
 from jobsync_celery.runtime.node import Node
 from jobsync_celery.runtime.presence import Presence
 from jobsync_celery.runtime.pulse import Pulse
+from jobsync_celery.runtime.tenancy import Tenancy
+from jobsync_celery.runtime.tenures import Tenures
 from jobsync_celery.store.guard import Guard
 from jobsync_celery.store.nodes import Identity
 
@@ -44,6 +50,8 @@ logger = logging.getLogger(__name__)
 #: How long a worker that stops waits for the database before it leaves its lease to end by itself.
 _FAREWELL_SEC = 5.0
 _DEATH_LOOK_SEC = 0.05
+#: What a receiver in a pool child does not have to answer for.
+_ENDS_OF_CHILD = (SoftTimeLimitExceeded, SystemExit, KeyboardInterrupt)
 #: The objects of a few hundred messages.
 _YOUNG_OBJECTS = 10_000
 
@@ -66,9 +74,10 @@ class WorkerNode:
         self.participates = participates
         self.stopping = self._started = False
         self.lease = Lease()
-        database = cluster.store.database
-        self._presence = Presence(f"{database.where} {database.schema} {database.prefix}", name)
-        self._starter = Starter(self.lease, Guard(database.tables.claim, database.tables.timeline))
+        self._tenures = Tenures(config.partitions)
+        self._audience = Audience(cluster.app.jobsync, name, cluster.tokens)
+        self._presence = Presence(_scope(cluster), name)
+        self._starter = self._make_starter()
         self._inbox = Inbox(worker.hub)
         self._claimer = Claimer(
             cluster.store,
@@ -92,21 +101,39 @@ class WorkerNode:
             ordinary=worker.process_task,
             misplaced=lambda delivery: self._border.misplaced(delivery),
             relocated=lambda delivery, place: self._border.relocated(delivery, place),
-            unwelcome=lambda partition: self._border.unwelcome(partition),
+            unwelcome=self._unwelcome,
             gone=lambda: self._border.look(),
         )
         self._border = Border(self._inbox, self.gate, self._consumption, self._courier, cluster.queues)
         self._pulse = Pulse(turns=worker.pool_cls.__module__.rpartition(".")[2] != "solo")
+        self._tenancy = self._make_tenancy()
         self.node = Node(
-            cluster.store, cluster.node_settings(self._identity(), worker.app.jobsync.provide_locks),
-            self._border, self.lease, self._presence, cluster.events, pulse=self._pulse,
+            cluster.store, cluster.node_settings(self._identity(), worker.app.jobsync.provide_locks), self._tenancy,
+            self.lease, self._presence, cluster.events, pulse=self._pulse, herald=self._tenancy,
         )  # fmt: skip
-        self._border.stopped = self.node.ownership.stopped
+        self._tenancy.stopped = self.node.ownership.stopped
         self._window = self.gate.window = Window(worker, self.gate.lanes)
         self._prepare_tasks()
-        signals.worker_process_init.connect(self._in_child, weak=False)
-        worker.hub.on_tick.update((self._claimer.flush, self._pulse.turned))
-        worker.hub.on_close.add(self._on_hub_close)
+        self._hook_in(worker.hub)
+
+    @property
+    def held(self) -> frozenset[int]:
+        """The partitions that this worker has; none from its deadline on. Any thread, and pool children too."""
+        incarnation = self.lease.incarnation
+        held = self._tenancy.held if os.getpid() == self._pid else frozenset(self._tenures.all())
+        # Asked last, and for that incarnation: a process that was stopped in between may have another one by now.
+        return held if self.lease.holds(incarnation) else frozenset()
+
+    def has(self, partition: int) -> bool:
+        """Whether a partition is among :attr:`held`."""
+        incarnation = self.lease.incarnation
+        has = partition in self._tenancy.held if os.getpid() == self._pid else self._tenures.of(partition) != 0
+        return has and self.lease.holds(incarnation)
+
+    def owns(self, key: str) -> bool:
+        """Whether a key is in a partition that this worker has, and may run there. Any thread, and pool children."""
+        partition = self.node.placement.of(key)
+        return partition is not None and self.has(partition) and partition not in self.node.ownership.caretaking
 
     # -- the consumer's life ------------------------------------------------------------------------------------
 
@@ -161,7 +188,8 @@ class WorkerNode:
         while not self._drained():
             if worker_state.should_terminate:
                 return
-            quiet_since = None if self.gate.running else quiet_since or time.monotonic()
+            # A receiver that cleans up is waited for like a body that runs.
+            quiet_since = None if self.gate.running or self._tenancy.busy else quiet_since or time.monotonic()
             if quiet_since is not None and time.monotonic() > quiet_since + _FAREWELL_SEC:
                 logger.error("jobsync: stopping without having recorded and handed over everything: the lease ends it")
                 break
@@ -170,7 +198,8 @@ class WorkerNode:
 
     def _drained(self) -> bool:
         """Nothing of ours is in hand, and every partition is handed over."""
-        return self.gate.idle and (not self.participates or self.node.drained.is_set())
+        handed_over = not self.participates or (self.node.drained.is_set() and not self._tenancy.busy)
+        return self.gate.idle and handed_over
 
     # -- starting and stopping ----------------------------------------------------------------------------------
 
@@ -198,13 +227,28 @@ class WorkerNode:
         if self.participates:
             if self._claimer.stop(_FAREWELL_SEC):
                 self._inbox.drain()
-            self.node.leave(_FAREWELL_SEC)
+            # To leave is to release: without it the lease ends by itself, which is slower, and safe.
+            if self._tenancy.close(_FAREWELL_SEC):
+                self.node.leave(_FAREWELL_SEC)
+            else:
+                logger.error("jobsync: a receiver of partitions_revoked does not return: the lease ends by itself")
 
     def _in_child(self, **_: Any) -> None:
         """In a pool child, and in the worker itself where the pool has no children."""
         self._starter.wrap(self._tasks())
         if os.getpid() != self._pid:
             self._cluster.store.database.discard_after_fork()
+
+    def _unwelcome(self, partition: int) -> None:
+        if partition in self.gate.accepting:
+            self._border.unwelcome(partition)
+            self._tenancy.disown(frozenset({partition}))
+
+    def _heard(self, fact: str, fields: dict[str, Any]) -> None:
+        if fact == "lease_lost":
+            self._tenancy.post("lease_lost", reason=fields["reason"], final=True)
+        elif fact == "lease_expired":
+            self._tenancy.post("lease_lost", reason="it was not renewed in time", final=False)
 
     # -- from other threads to the loop -------------------------------------------------------------------------
 
@@ -261,6 +305,26 @@ class WorkerNode:
 
         pool.flush = fenced_flush
 
+    def _hook_in(self, hub: Any) -> None:
+        signals.worker_process_init.connect(self._in_child, weak=False)
+        hub.on_tick.update((self._claimer.flush, self._pulse.turned))
+        hub.on_close.add(self._on_hub_close)
+
+    def _make_starter(self) -> Starter:
+        listeners = Listeners(self._audience, self._cluster.events, let_pass=_ENDS_OF_CHILD)
+        tables = self._cluster.store.database.tables
+        guard = Guard(tables.claim, tables.timeline)
+        return Starter(self.lease, guard, self._tenures, TenureWatch(self._tenures, listeners))
+
+    def _make_tenancy(self) -> Tenancy:
+        """Between the node and the border, so that receivers hear of partitions in time."""
+        events = self._cluster.events
+        tenancy = Tenancy(self._border, self.lease, self._tenures, Listeners(self._audience, events))
+        self._border.stopped = tenancy.ended
+        self.gate.tenures = self._tenures
+        events.listen(self._heard)
+        return tenancy
+
     def _prepare_tasks(self) -> None:
         self._pid = os.getpid()
         self._loop_thread = threading.get_ident()
@@ -285,6 +349,12 @@ class WorkerNode:
             pid=os.getpid(),
             version=__version__,
         )
+
+
+def _scope(cluster: Cluster) -> str:
+    """What keeps clusters apart on one machine."""
+    database = cluster.store.database
+    return f"{database.where} {database.schema} {database.prefix}"
 
 
 def _spare_the_collector() -> None:

@@ -57,6 +57,12 @@ FACTS: dict[str, tuple[int, str]] = {
     "partitions_released": (logging.INFO, "released partitions {numbers}"),
     "request_failed": (logging.ERROR, "a claim could not be processed: {error}"),
     "schema_refused": (logging.ERROR, "coordination refused: {error}. Ordinary queues are still served"),
+    "listener_failed": (logging.ERROR, "a receiver of {signal} failed: {receiver}: {error}"),
+    "listener_slow": (
+        logging.WARNING,
+        "a receiver of {signal} has not returned for {seconds:.0f} s: {receiver}."
+        " Partitions that it is called for, and what comes after it, wait",
+    ),
     "loop_error": (logging.ERROR, "coordination stumbled and goes on: {error}"),
 }
 

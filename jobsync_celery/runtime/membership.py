@@ -39,6 +39,7 @@ class Membership:
 
     Arguments:
         interval: seconds between heartbeats.
+        curious: whether they are to ask for the roster too.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Membership:
         *,
         interval: float,
         clock: Callable[[], float] = boot_clock,
+        curious: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self._link = link
@@ -69,6 +71,7 @@ class Membership:
         self.incarnation: int | None = None
         self.draining = False
         self.next_due = 0.0
+        self._curious = curious
 
     @property
     def name(self) -> str:
@@ -134,7 +137,7 @@ class Membership:
         assert self.incarnation is not None
         # Trust is counted from before the statement is sent: a slow answer must not stretch the lease.
         sent_at = self._clock()
-        answer = self._store.nodes.renew(self._link, self.name, self.incarnation)
+        answer = self._store.nodes.renew(self._link, self.name, self.incarnation, self._curious())
         if answer is None:
             self.lose("it was declared dead, or its row was removed")
             return None

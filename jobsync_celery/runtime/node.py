@@ -20,6 +20,7 @@ from jobsync_celery.runtime.membership import Hold, Membership
 from jobsync_celery.runtime.ownership import Ownership, Surface
 from jobsync_celery.runtime.placement import Placement
 from jobsync_celery.runtime.pulse import Pulse
+from jobsync_celery.runtime.roster import Herald, Roster, Silence
 from jobsync_celery.runtime.task_locks import TaskLocks
 from jobsync_celery.store.nodes import Identity
 from jobsync_celery.store.partitions import LockPartition
@@ -47,7 +48,11 @@ class NodeSettings:
 
 
 class Node:
-    """A registered, running worker, from the cluster's side."""
+    """A registered, running worker, from the cluster's side.
+
+    Arguments:
+        herald: tells the user's receivers of other nodes that come and go.
+    """
 
     def __init__(
         self,
@@ -59,9 +64,9 @@ class Node:
         events: Events,
         clock: Callable[[], float] = boot_clock,
         pulse: Pulse | None = None,
+        herald: Herald | None = None,
     ) -> None:
-        name = settings.identity.name
-        shape = settings.shape
+        name, shape = settings.identity.name, settings.shape
         self._store = store
         self._settings = settings
         self._surface = surface
@@ -70,8 +75,17 @@ class Node:
         self._clock = clock
         self._pulse = pulse or Pulse(clock=clock)
         self._link = store.database.link(f"jobsync {name}")
+        self._roster = Roster(store, self._link, name, herald or Silence())
         self.membership = Membership(
-            store, self._link, settings.identity, lease, hold, events, interval=settings.interval, clock=clock
+            store,
+            self._link,
+            settings.identity,
+            lease,
+            hold,
+            events,
+            interval=settings.interval,
+            clock=clock,
+            curious=self._roster.curious,
         )
         self.leadership = Leadership(
             store,
@@ -232,6 +246,7 @@ class Node:
         self.leadership.observe(answer, sent_at, now)
         self._sync = self._sync or answer.misplaced
         self._surface.recheck()
+        self._roster.learn(answer)
 
     def _watch_deadline(self) -> None:
         if self._trusted and not self._lease.trusted:
@@ -281,6 +296,8 @@ class Node:
         if notices & {"plan", "freed", "evicted"}:
             self._sync = True
         if "members" in notices and self.leadership.watching:
+            self.membership.next_due = self._clock()
+        if notices & {"members", "evicted"} and self._roster.curious():
             self.membership.next_due = self._clock()
         if "evicted" in notices:
             self._surface.recover()

@@ -8,15 +8,22 @@ a change says no at once, and whoever gains it says yes one lease later.
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Callable, Mapping
 
 from jobsync_celery.core.lease import DRIFT
 from jobsync_celery.core.tokens import TokenMap
 from jobsync_celery.store.locks import Placements
 
+_NANO = 1_000_000_000
+
 
 class Placement:
     """The partition of each key. The node's thread writes; any thread may ask.
+
+    Pool children may ask too, but know only whether any key is locked: while one is, nothing is sure there. Create it
+    before the pool forks.
 
     Arguments:
         lease_sec: the longest lease of any node that may say yes, in seconds.
@@ -30,12 +37,17 @@ class Placement:
         self._locked: Mapping[str, int] = {}
         self._settling: dict[str, float] = {}
         self._sure_from: float | None = None
+        self._pid = os.getpid()
+        #: Since when no key is locked and everybody knows it, in nanoseconds; 0 otherwise.
+        self._unlocked = memoryview(mmap.mmap(-1, 8)).cast("q")
         #: The version of the task locks that this is of; None before the first, and while a newer one is read.
         self.version: int | None = None
 
     def of(self, key: str) -> int | None:
         """The partition that the key belongs to; None while that is not sure."""
         now = self._clock()
+        if os.getpid() != self._pid:
+            return self._tokens.partition_for(key) if 0 < self._unlocked[0] <= now * _NANO else None
         if self.version is None or self._sure_from is None or now < self._sure_from:
             return None
         if now < self._settling.get(key, now):
@@ -45,6 +57,7 @@ class Placement:
     def doubt(self) -> None:
         """There is a newer version: say nothing until it is learnt."""
         self.version = None
+        self._unlocked[0] = 0
 
     def learn(self, placements: Placements) -> None:
         """Take in a version, read from the database just now."""
@@ -58,3 +71,5 @@ class Placement:
             self._settling = {**waiting, **dict.fromkeys(changed, now + self._settles_in)}
         self._locked = after
         self.version = placements.version
+        sure = max([self._sure_from, *self._settling.values()])
+        self._unlocked[0] = 0 if after else max(1, round(sure * _NANO))

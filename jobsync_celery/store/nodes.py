@@ -64,6 +64,7 @@ class Renewal:
     ``misplaced``: some partition waits to be taken or released by this node. ``unsettled``: a partition or a
     running claim still belongs to an incarnation that is gone. ``members`` is empty unless this node watches.
     ``locks_version`` counts the changes of task locks; ``lock_due`` is in how many seconds the next one expires.
+    ``roster`` is told if it was asked for: a text that changes whenever a node joins, goes or begins to drain.
     """
 
     state: str
@@ -74,6 +75,7 @@ class Renewal:
     members: tuple[Member, ...]
     locks_version: int = 0
     lock_due: float | None = None
+    roster: str | None = None
 
     @property
     def watching(self) -> bool:
@@ -139,7 +141,11 @@ class Nodes:
             " o.renewals, extract(epoch FROM clock_timestamp() - o.last_heartbeat), o.lease_sec))"
             " FROM {node} o WHERE o.state IN ('live', 'draining')) END AS members,"
             " (SELECT locks_version FROM {cluster}) AS locks_version,"
-            " extract(epoch FROM (SELECT min(expires_at) FROM {lock}) - clock_timestamp())::float8 AS lock_due"
+            " extract(epoch FROM (SELECT min(expires_at) FROM {lock}) - clock_timestamp())::float8 AS lock_due,"
+            # Later incarnations are larger numbers, so no two sets that follow each other agree in count and sum.
+            " CASE WHEN :curious THEN (SELECT concat_ws(' ', count(*), sum(o.incarnation),"
+            " count(*) FILTER (WHERE o.state = 'draining'), sum(o.incarnation) FILTER (WHERE o.state = 'draining'))"
+            " FROM {node} o WHERE o.state IN ('live', 'draining')) END AS roster"
             " FROM mine, duty",
         )
         self._members = sql(
@@ -193,12 +199,14 @@ class Nodes:
             tx.execute(self._outlive, {"timeline": timeline})
         return int(row.incarnation) if row else None
 
-    def renew(self, link: Link, name: str, incarnation: int) -> Renewal | None:
+    def renew(self, link: Link, name: str, incarnation: int, curious: bool = False) -> Renewal | None:
         """One heartbeat, one statement; None if this incarnation is dead or gone.
 
-        There is no expiry test: whoever was not declared dead resumes after an outage.
+        There is no expiry test: whoever was not declared dead resumes after an outage. With ``curious`` the answer
+        has a ``roster``.
         """
-        rows = link.statement(self._renew, {"name": name, "incarnation": incarnation, "watchers": WATCHERS})
+        params = {"name": name, "incarnation": incarnation, "watchers": WATCHERS, "curious": curious}
+        rows = link.statement(self._renew, params)
         if not rows:
             return None
         row = rows[0]
@@ -212,6 +220,7 @@ class Nodes:
             members,
             row.locks_version,
             row.lock_due,
+            row.roster,
         )
 
     def members(self, tx: Connection) -> tuple[Member, ...]:

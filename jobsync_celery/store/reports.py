@@ -84,7 +84,10 @@ class Reports:
             " (SELECT count(*) FROM {lock} l JOIN {partition} p USING (partition_id)"
             " WHERE p.caretaker OR p.target IS NULL) AS unserved_locks FROM {partition}"
         )
-        self._owner = sql("SELECT owner FROM {partition} WHERE partition_id = :partition")
+        self._owner = sql(
+            "SELECT CASE WHEN NOT p.caretaker THEN p.owner END FROM {partition} p WHERE p.partition_id ="
+            " coalesce((SELECT l.partition_id FROM {lock} l WHERE l.task_id = :key), :partition)"
+        )
 
     def status(self, tx: Connection) -> ClusterStatus:
         """The cluster as it is now."""
@@ -97,7 +100,11 @@ class Reports:
         totals = tx.execute(self._totals).one()
         return ClusterStatus(leader=self._leaders.current(tx), nodes=tuple(nodes), **totals._mapping)
 
-    def owner(self, tx: Connection, partition: int) -> str | None:
-        """The node that owns a partition now; None if it is free."""
-        owner: str | None = tx.execute(self._owner, {"partition": partition}).scalar_one_or_none()
+    def owner(self, tx: Connection, key: str, partition: int) -> str | None:
+        """The node that owns a key now; None if its partition is free, or no node matches its lock.
+
+        Arguments:
+            partition: the key's, while it is not locked.
+        """
+        owner: str | None = tx.execute(self._owner, {"key": key, "partition": partition}).scalar_one_or_none()
         return owner

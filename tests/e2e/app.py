@@ -16,6 +16,7 @@ from sqlalchemy import create_engine, text
 
 from e2e import calls
 from e2e.history import running
+from e2e.listening import listen
 from jobsync_celery import JobSync, coordinated, current_claim
 
 SETTINGS = "JOBSYNC_E2E"
@@ -29,6 +30,8 @@ def make_app(settings: dict[str, Any]) -> Celery:
         calls.record(path)
     JobSync(app, settings["jobsync"])
     define(app)
+    if app.conf.get("e2e_listen") and SETTINGS in os.environ:
+        listen(app, **app.conf.e2e_listen)
     return app
 
 

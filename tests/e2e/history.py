@@ -18,6 +18,8 @@ from celery import Task
 from jobsync_celery import current_claim
 
 TICK_SEC = 0.05
+#: The main process of the worker that this is, or is a pool child of.
+WORKER = os.getpid()
 
 
 def now() -> float:
@@ -43,6 +45,9 @@ class Writer:
             "fence": claim.fence,
             "attempt": claim.attempt,
             "pid": os.getpid(),
+            "worker": WORKER,
+            "partition": claim.partition,
+            "tenure": claim.tenure,
         }
 
     def line(self, event: str, **more: Any) -> None:

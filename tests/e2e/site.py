@@ -142,6 +142,10 @@ class Site:
         self.workers.append(worker)
         return worker
 
+    def listen(self, path: Path, **how: float) -> None:
+        """Let the workers to come write down what their receivers hear; see :func:`e2e.listening.listen`."""
+        self._conf["e2e_listen"] = {"path": str(path), **how}
+
     def node(self, name: str) -> str:
         """The node name of a worker."""
         return f"{name}@{self.prefix}host"  # RabbitMQ refuses a second worker of one name in a virtual host

@@ -11,8 +11,12 @@ from jobsync_celery import current_claim
 from jobsync_celery.plugin.claim import Ticket
 from jobsync_celery.plugin.coordinated import Coordination
 from jobsync_celery.plugin.pool_child import Starter, attach
+from jobsync_celery.plugin.tenure_watch import TenureWatch
 from jobsync_celery.runtime.clock import boot_clock
+from jobsync_celery.runtime.events import Events
 from jobsync_celery.runtime.lease import Lease
+from jobsync_celery.runtime.listeners import Listeners, Nobody
+from jobsync_celery.runtime.tenures import Tenures
 
 INCARNATION = 3
 
@@ -28,9 +32,12 @@ def started(lease: Lease, given: tuple[int, int]) -> tuple[list[Any], Any]:
     """The claims of the bodies that a job with this pass starts, and what its tracer returns."""
     claims: list[Any] = []
     task: Any = SimpleNamespace(__trace__=lambda *_: claims.append(current_claim()))
-    Starter(lease, None).wrap([(task, Coordination("t", 0, lambda *_: "k"))])  # type: ignore[arg-type]
+    tenures = Tenures(8)
+    tenures.begin([1])
+    starter = Starter(lease, None, tenures, TenureWatch(tenures, Listeners(Nobody(), Events())))  # type: ignore[arg-type]
+    starter.wrap([(task, Coordination("t", 0, lambda *_: "k"))])
     request: Any = SimpleNamespace(request_dict={"properties": None})
-    attach(request, Ticket("k", 5, 1, "worker-01", 41, 2, ("id-1", "o1", 0), given))
+    attach(request, Ticket("k", 5, 1, "worker-01", 41, 2, ("id-1", "o1", 0), given, tenures.of(1)))
     return claims, task.__trace__("id-1", (), {}, request.request_dict)
 
 

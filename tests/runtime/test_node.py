@@ -325,11 +325,11 @@ def test_a_node_whose_first_heartbeat_fails_leads_all_the_same(
 ) -> None:
     renew, failed = Nodes.renew, list[int]()
 
-    def first_fails(self: Nodes, link: Link, name: str, incarnation: int) -> Renewal | None:
+    def first_fails(self: Nodes, link: Link, name: str, incarnation: int, curious: bool) -> Renewal | None:
         if not failed:
             failed.append(incarnation)
             raise StoreUnavailable("the database was away for a moment")
-        return renew(self, link, name, incarnation)
+        return renew(self, link, name, incarnation, curious)
 
     monkeypatch.setattr(Nodes, "renew", first_fails)
     cluster.start("a")

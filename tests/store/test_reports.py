@@ -71,5 +71,5 @@ def test_the_owner_of_a_partition_is_who_has_it_not_who_should(cluster: Cluster)
     reports = Reports(cluster.database)
     cluster.join("a", 0)
     cluster.within(lambda tx: cluster.store.partitions.assign(tx, {0: "b", 1: "b"}))
-    assert cluster.within(lambda tx: reports.owner(tx, 0)) == "a"
-    assert cluster.within(lambda tx: reports.owner(tx, 1)) is None
+    assert cluster.within(lambda tx: reports.owner(tx, "key", 0)) == "a"
+    assert cluster.within(lambda tx: reports.owner(tx, "key", 1)) is None
