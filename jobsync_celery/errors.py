@@ -6,8 +6,6 @@ plain values only, keeps them in ``args``, and can be built again from them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 
 class JobsyncError(Exception):
     """Root of the tree; catch it to catch everything that this package raises by itself."""
@@ -59,21 +57,7 @@ class ClusterMismatch(StoreError):
 
 
 class TooManyPools(JobsyncError):
-    """Raised when a lock has patterns of its own, and there are ``most`` different lists of patterns already.
-
-    `most` is how many there may be, `pools` are those that there are, as JSON.
-    """
-
-    def __init__(self, most: int, pools: Sequence[str]) -> None:
-        super().__init__(most, list(pools))
-        self.most = most
-        self.pools = tuple(pools)
-
-    def __str__(self) -> str:
-        return (
-            f"there are {len(self.pools)} different lists of node patterns already, and may be {self.most}:"
-            f" lock by one of them, such as {', '.join(self.pools[:3])}"
-        )
+    """Raised when a lock has patterns of its own, and there are too many different lists of patterns already."""
 
 
 class LeaseLost(JobsyncError):

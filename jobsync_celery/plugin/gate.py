@@ -42,7 +42,7 @@ class Gate:
     Arguments:
         ordinary: Celery's own handler, for tasks that are not coordinated.
         misplaced: called with a delivery that came on a queue where its key cannot belong.
-        relocated: called with a delivery whose key belongs elsewhere since it was locked or unlocked.
+        relocated: called with a delivery whose key was locked or unlocked and belongs elsewhere.
         unwelcome: called with a partition whose claims the database refuses.
         gone: called when deliveries have left unstarted, so that whoever waits for that may look.
     """
@@ -198,12 +198,11 @@ class Gate:
 
     def _relocate(self, delivery: Delivery, place: Elsewhere) -> None:
         """Send on what waits of the key, in order; what comes later asks for itself, and follows."""
-        heads = []
+        heads: list[Delivery | None] = [None]
         for one in self.lanes.alike(delivery):
-            heads.append(self.forget(one))
+            heads.append(self.forget(one) or heads[-1])
             self._relocated(one, place)
-        # What came by another queue belongs elsewhere, perhaps here, and stands in the same lane.
-        self._advance(next((head for head in reversed(heads) if head is not None), None))
+        self._advance(heads[-1])  # what came by another queue stands in the same lane, and may belong here
         self._gone()
 
     def recheck(self) -> None:

@@ -3,7 +3,8 @@
 Claims do not rely on it: the database decides there. This is for code that asks whether a key is this node's while no
 task runs. Two nodes must never both say yes, though they learn of a task lock at different times. Everybody who may
 say yes has renewed its lease within one lease, and has learnt of every change before that. So whoever loses a key by
-a change says no at once, and whoever gains it says yes one lease later.
+a change says no at once, and whoever gains it says yes one lease later. Who learns of several changes at once cannot
+know which keys they moved, and says yes to none for a lease.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Placement:
         self._clock = clock
         self._locked: Mapping[str, int] = {}
         self._settling: dict[str, float] = {}
-        self._sure_from: float | None = None
+        self._sure_from = 0.0
+        self._learnt: int | None = None
         self._pid = os.getpid()
         #: Since when no key is locked and everybody knows it, in nanoseconds; 0 otherwise.
         self._unlocked = memoryview(mmap.mmap(-1, 8)).cast("q")
@@ -48,7 +50,7 @@ class Placement:
         now = self._clock()
         if os.getpid() != self._pid:
             return self._tokens.partition_for(key) if 0 < self._unlocked[0] <= now * _NANO else None
-        if self.version is None or self._sure_from is None or now < self._sure_from:
+        if self.version is None or now < self._sure_from:
             return None
         if now < self._settling.get(key, now):
             return None
@@ -63,13 +65,15 @@ class Placement:
         """Take in a version, read from the database just now."""
         now = self._clock()
         before, after = self._locked, dict(placements.locked)
-        if self._sure_from is None:
+        if self._learnt is None:
             self._sure_from = now + max(0.0, self._settles_in - max(0.0, placements.age))
+        elif placements.version > self._learnt + 1:  # a key may have been locked and unlocked in between
+            self._sure_from = now + self._settles_in
         else:
             changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
             waiting = {key: until for key, until in self._settling.items() if until > now}
             self._settling = {**waiting, **dict.fromkeys(changed, now + self._settles_in)}
         self._locked = after
-        self.version = placements.version
+        self.version = self._learnt = placements.version
         sure = max([self._sure_from, *self._settling.values()])
         self._unlocked[0] = 0 if after else max(1, round(sure * _NANO))

@@ -96,7 +96,10 @@ class TaskLocks:
         known = partitions.pools(tx)  # somebody else may have added them meanwhile
         missing = sorted(set(pools) - known.keys())
         if len(known) + len(missing) > MOST_POOLS:
-            raise TooManyPools(MOST_POOLS, sorted(known))
+            raise TooManyPools(
+                f"there are {len(known)} different lists of node patterns already, and may be {MOST_POOLS}:"
+                f" lock by one of them, such as {', '.join(sorted(known)[:3])}"
+            )
         # With the first pool, claims begin to draw their fences in another way: none may be under way.
         partitions.hold_still(tx)
         ranges = [self._pool_tokens.range(number) for number in range(self._pool_tokens.partitions)]

@@ -140,6 +140,7 @@ CREATE TABLE {cluster} (
     lock_partitions integer NOT NULL DEFAULT 1 CHECK (lock_partitions > 0),
     timeline bigint NOT NULL DEFAULT 0,
     locks_version bigint NOT NULL DEFAULT 0,
+    locks_changed_by bigint NOT NULL DEFAULT 0,
     locks_changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     created_on timestamptz NOT NULL DEFAULT clock_timestamp()
 );
@@ -149,7 +150,10 @@ CREATE TABLE {cluster} (
 _LOCKS_CHANGED = """
 CREATE FUNCTION {locks_changed}() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE {cluster} SET locks_version = locks_version + 1, locks_changed_at = clock_timestamp();
+    -- Once for each transaction, however many statements it has.
+    UPDATE {cluster} SET locks_version = locks_version + 1, locks_changed_at = clock_timestamp(),
+        locks_changed_by = pg_catalog.txid_current()
+    WHERE locks_changed_by <> pg_catalog.txid_current();
     PERFORM pg_catalog.pg_notify('{channel}', 'locks');
     RETURN NULL;
 END $$;
