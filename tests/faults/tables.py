@@ -82,7 +82,7 @@ class Sampler(threading.Thread):
         """Sample until :meth:`stop`."""
         while not self._over.wait(_POLL_SEC):
             at = now()
-            rows = self._tables.ask("SELECT partition_id, owner FROM sync_partition")
+            rows = self._tables.ask("SELECT partition_id, owner FROM sync_partition WHERE pool = ''")
             if rows:
                 self.samples.append(Sample(at, {row["partition_id"]: row["owner"] for row in rows}))
         self._tables.close()

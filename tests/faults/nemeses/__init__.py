@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from tests.faults.nemeses import broker, clocks, database, deploy, disk, failover, kill, network, pause, pooler, races
+from tests.faults.nemeses import (
+    broker,
+    clocks,
+    database,
+    deploy,
+    disk,
+    failover,
+    kill,
+    locks,
+    network,
+    pause,
+    pooler,
+    races,
+)
 from tests.faults.nemeses.base import Nemesis, Strike, Surroundings
 
 __all__ = ["FAMILIES", "Nemesis", "Strike", "Surroundings", "chosen", "everything"]
 
-FAMILIES = (kill, pause, deploy, database, broker, network, clocks, disk, failover, pooler, races)
+FAMILIES = (kill, pause, deploy, database, broker, network, clocks, disk, failover, pooler, races, locks)
 
 
 def everything() -> list[Nemesis]:

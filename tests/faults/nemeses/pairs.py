@@ -21,6 +21,7 @@ PAIRS: dict[str, tuple[str, ...]] = {
     "broker-stopped": (*_ANYWHERE, "kill-main", "database-sessions-ended"),
     "broker-hangs": (*_ANYWHERE, "kill-main", "database-sessions-ended"),
     "cut-*": (*_ANYWHERE, "kill-main", "duplicates", "database-sessions-ended"),
+    "locks-change": (*_ANYWHERE, "kill-main", "duplicates"),
     "pause-parent": (*_ANYWHERE, "kill-main", "duplicates", "database-sessions-ended"),
     "pause-group": (*_ANYWHERE, "duplicates", "database-sessions-ended"),
     "pause-child": (*_ANYWHERE, "duplicates", "database-sessions-ended"),
