@@ -32,8 +32,8 @@ _BASE = ("w1", "w2", "w3")
 _ROOT = Path(__file__).resolve().parents[2]
 _SHARES = (
     "SELECT n.name, n.pid, count(p.partition_id) AS owned FROM sync_node n"
-    " LEFT JOIN sync_partition p ON p.owner_incarnation = n.incarnation AND p.pool = '' WHERE n.state IN ('live', 'draining')"
-    " GROUP BY n.name, n.pid"
+    " LEFT JOIN sync_partition p ON p.owner_incarnation = n.incarnation AND p.pool = ''"
+    " WHERE n.state IN ('live', 'draining') GROUP BY n.name, n.pid"
 )
 # One packet less before each connection, and nothing that a proxy could not read.
 _PLAIN = "?sslmode=disable&gssencmode=disable"
