@@ -22,7 +22,8 @@ def settle(delivery: Delivery, broker: Broker, connection: int, *, ours: bool) -
     fresh = delivery.connection == connection
     copies = [copy.request.message for copy in delivery.duplicates if copy.connection == connection]
     if not ours:
-        broker.drop([message, *copies] if fresh else copies)
+        # Celery rejects when its loop turns next: what went back already must not be rejected twice.
+        broker.drop([message, *copies] if fresh and not delivery.returned else copies)
         return
     if delivery.returned:  # and what has come since is the same message again, on Redis by its tag too
         broker.give_back(copies)

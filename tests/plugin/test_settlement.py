@@ -70,6 +70,16 @@ def test_what_came_again_after_its_message_went_back_early_goes_back_too(broker:
     assert broker.asked == [("give_back", ["copy"])]
 
 
+def test_what_went_back_early_is_not_given_back_again_when_another_node_has_the_run(broker: Recording) -> None:
+    """Celery's own rejection may still wait for a turn of the loop, and a second one would end the worker."""
+    run = _ended("lost", acknowledges=False)
+    run.stage = Stage.ENDING
+    return_ended(run)
+    run.duplicates.append(_delivery("copy"))
+    settle(run, broker, CONNECTION, ours=False)
+    assert broker.asked == [("drop", ["copy"])]
+
+
 @pytest.mark.skipif(not hasattr(socket, "TCP_CORK"), reason="only Linux lets packets wait for each other")
 def test_acknowledgements_of_a_batch_share_a_packet() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
