@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from jobsync_celery.runtime.claimer import Answer, Recorded, Reply, Unavailable
 from jobsync_celery.runtime.lease import Pass
 from jobsync_celery.store.outcomes import Busy, Ending, GivenUp, Granted, Known, Wanted
+from jobsync_celery.store.partitions import LockPartition
 
 if TYPE_CHECKING:
     from .sim_node import SimNode
@@ -68,6 +69,9 @@ class SimGate:
         self.deliveries: list[Delivery] = []
 
     # -- what the node's services say -------------------------------------------------------------------------------
+
+    def learn(self, pools: Mapping[int, LockPartition]) -> None:
+        """As in ``runtime.ownership.Surface``; no key is locked here."""
 
     def start(self, partitions: frozenset[int]) -> None:
         """As in ``runtime.ownership.Surface``."""
