@@ -44,6 +44,8 @@ class PoolResults:
         reader = self._begun.pop(fileno, None) or self._waiting(fileno)
         if reader is None:
             self._pool.handle_result_event(fileno)
+            if (begun := self._waiting(fileno)) is not None:
+                self._begun[fileno] = begun
             return
         try:
             if next(reader, _DONE) is not _DONE:

@@ -177,7 +177,8 @@ class ClaimsAtEviction(Nemesis):
             WHEN (OLD.incarnation = {incarnation} AND NEW.renewals > OLD.renewals) EXECUTE FUNCTION faults_mute();
     """
     _AGE = "SELECT extract(epoch FROM clock_timestamp() - last_heartbeat)::float8 AS age FROM sync_node WHERE name = %s"
-    _INSERT = "    RETURN QUERY\n    INSERT INTO"
+    #: What follows when the owner was looked at, up to the insert.
+    _INSERT = "    IF NOT EXISTS (SELECT FROM"
 
     def run(self, at: Surroundings) -> Strike:
         stage, victim = at.stage, at.rng.choice(at.stage.wanted)
@@ -203,6 +204,7 @@ class ClaimsAtEviction(Nemesis):
         [row] = stage.tables.rows("SELECT pg_get_functiondef('sync_commit_claims'::regproc) AS was")
         was = row["was"].replace("%", "%%")
         before, insert, after = was.partition(self._INSERT)
+        assert insert, "the function has changed: say where its claims are to be slow"
         stage.tables.rows(f"{before}{self._SLOW.format(name=victim.name)}{insert}{after}")
         try:
             yield
