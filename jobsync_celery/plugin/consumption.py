@@ -23,6 +23,7 @@ class Consumption:
         self._queues = queues
         self._known = app.amqp.queues
         self._consumer: Any = None
+        self._turns = False
         self._wanted: set[int] = set()
         self._paused: set[int] = set()
         for queue in queues.queues:
@@ -32,8 +33,13 @@ class Consumption:
             self._known._consume_from = dict(self._known.consume_from)
 
     def attach(self, consumer: Any) -> None:
-        """A new connection: its consumer was made from the selection."""
+        """A new connection: its consumer was made from the selection, and begins to consume when the loop turns."""
         self._consumer = consumer
+        self._turns = False
+
+    def turn(self) -> None:
+        """The event loop turns: what is added from now on is consumed at once."""
+        self._turns = True
 
     def detach(self) -> None:
         """The connection is gone, and what was held with it: nothing is paused on the next one."""
@@ -72,7 +78,12 @@ class Consumption:
             self._known.add(self._queues.queue(partition))
         self._known.select_add(self._known[name])
         if self._consumer is not None:
-            self._try(self._consumer.add_task_queue, name)
+            # A message that came before the loop turns would find nobody to take it, and end the worker.
+            add = self._consumer.add_task_queue if self._turns else self._add_only
+            self._try(add, name)
+
+    def _add_only(self, name: str) -> None:
+        self._consumer.task_consumer.add_queue(self._known[name])
 
     def _deselect(self, partition: int) -> None:
         name = self._queues.name(partition)

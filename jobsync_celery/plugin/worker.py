@@ -159,6 +159,7 @@ class WorkerNode:
 
     def turning(self) -> None:
         """The event loop is about to turn on a new connection, with the pool in it."""
+        self._consumption.turn()
         if self._results is not None:
             self._results.resume()
 
