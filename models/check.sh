@@ -5,7 +5,7 @@
 # Without spin it says how to install it and exits with 0. Builds in a temporary folder.
 set -uo pipefail
 
-# holds | the promise that breaks (DESIGN 4), what, and which model is built how: README.md explains the options.
+# holds | the promise that breaks (DESIGN 4) | stuck (a deadlock), what, and which model is built how: README.md says it.
 configurations='
 holds  failover, and another plan                        failover CR=0 MAXF=2
 holds  counted copies and a crash                        protocol BROKER M=1 J=1
@@ -17,6 +17,8 @@ holds  a lost connection, registering again              protocol CL=1 CR=0 M=1
 holds  a lost connection, two runs of a key              protocol CL=1 CR=0 MAXI=2
 holds  lock by lock, two keys                            transactions K=2
 holds  lock by lock, two runs of a key                   transactions
+holds  a key that moves between two live owners          locks
+holds  locked and unlocked by hand too                   locks HAND=2 HANDSET CH=2
 holds  the judgement by the observer alone               protocol RULE2 M=1 CR=0
 holds  counted copies and a lost connection              protocol BROKER CL=1 CR=0 M=1 MAXF=2 MAXI=2
 holds  the shared memory, step by step                   protocol STEPS M=1
@@ -34,6 +36,16 @@ S3     taken without a lock on the row of the node       transactions TAKENODE M
 S7     the fence drawn before the locks                  transactions EARLYFENCE M=1
 S5     a late end without comparing the fence            transactions LATE M=1
 S5     guard without the lock on its claim               transactions NOGLOCK M=1
+P      a change of locks that holds no partition         locks NOHOLD
+P      pools looked for before home is held, not after   locks ONELOOK
+P      where the key belongs is not looked at            locks NOPLACE
+S7     with pools too the fence drawn in the insert      locks EARLYFENCE HAND=1
+holds  the same, unless a key is unlocked by hand        locks EARLYFENCE CH=2
+S7     the first pool added while claims are under way   locks FIRSTPOOL HAND=1 HANDSET
+holds  the same, unless a key is locked by hand          locks FIRSTPOOL HAND=1 CH=2
+S1     no unique index, a key unlocked by hand           locks NOUNIQ HAND=1
+stuck  the running claim left to the index to find       locks NORIVAL
+stuck  unlocked by hand, and deadlocks not broken        locks HAND=1 NODETECT
 S4     no watch at all                                   watch NOWATCH CS=0
 L4     a gap in the observer is overlooked               watch NOGAP PROMPT CS=0
 L4     the gap counted from the answer                   watch GAPRECV PROMPT CS=0
@@ -102,8 +114,10 @@ check_one() {
         # The promise stands behind the assertion, on its line.
         spin -t -n -B -s "${flags[@]}" "$model.pml" >trail 2>&1
         result=$(sed -nE "s/^spin: $model.pml:([0-9]+), Error: assertion violated.*/\1/p" trail | head -n 1)
-        result=$(sed -nE "${result:-1}s#.*/\* ?([SL][0-9]|not)\b.*#\1#p" "$model.pml")
+        result=$(sed -nE "${result:-1}s#.*/\* ?([SL][0-9]|P|not)\b.*#\1#p" "$model.pml")
         result=${result:-breaks what has no name}
+    elif grep -q 'invalid end state' out && ! grep -q 'errors: 0$' out; then
+        result=stuck
     elif grep -qE 'not completed|too small|max search depth' out; then
         result='did not finish'
     elif grep -q 'errors: 0$' out; then
@@ -116,8 +130,9 @@ check_one() {
     cd / && rm -rf "$folder"
     if [ "$result" = "$expected" ]; then
         case $result in
-            S* | L*) result="breaks $result" ;;
+            S* | L* | P) result="breaks $result" ;;
             not) result='breaks, as it may' ;;
+            stuck) result='deadlock' ;;
         esac
         printf 'ok     %-48s %-10s %9s states %3d s  [%s]\n' "$what" "$result" "${states:-?}" "$seconds" "$options"
     else

@@ -158,7 +158,11 @@ class Partitions:
 
     def hold_still(self, tx: Connection, numbers: Collection[int] | None = None) -> None:
         """Let no claim be made in these partitions and those of lock pools, or in any, until the transaction ends."""
-        tx.execute(self._hold_still, {"numbers": None if numbers is None else sorted(numbers)})
+        params = {"numbers": None if numbers is None else sorted(numbers)}
+        tx.execute(self._hold_still, params)
+        # A pool that was added while this waited is not in its snapshot. From here on none can be added, nor a key of
+        # these partitions moved, and the numbers of new ones are larger: the order of locks is kept.
+        tx.execute(self._hold_still, params)
 
     def pools(self, tx: Connection) -> dict[str, tuple[int, ...]]:
         """The partitions that carry locked keys, by pool, in the order of their positions."""

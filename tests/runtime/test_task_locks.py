@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stage import SHAPE, join, rows, store_at
+from stage import SHAPE, eventually, join, rows, store_at
 
 from jobsync_celery.core.model import Run
 from jobsync_celery.core.tokens import TokenMap
@@ -156,6 +157,20 @@ def test_no_claim_of_a_key_slips_in_beside_its_locking(cluster: Cluster) -> None
     cluster.lock(key)
     assert rows(cluster.store, "SELECT node FROM {claim} WHERE state = 'running'") == [(CPU,)]
     assert isinstance(cluster.claim(key)[0], Elsewhere)
+
+
+def test_who_unlocks_a_key_holds_also_a_pool_that_was_added_while_it_waited(cluster: Cluster) -> None:
+    """Else a claim under way in that pool could be committed when its key has left."""
+    database = cluster.store.database
+    blocked = "SELECT FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
+    free = "SELECT partition_id FROM {partition} WHERE pool <> '' FOR SHARE SKIP LOCKED"
+    with ThreadPoolExecutor(1) as thread, database.transaction("unlocks") as unlocking:
+        with database.transaction("locks") as locking:
+            cluster.locks.set(locking, [LockRequest("key1", ("gpu-%",))], "script")
+            cleared = thread.submit(cluster.locks.clear, unlocking, ["key1"])
+            eventually(lambda: rows(cluster.store, blocked))
+        assert cleared.result(10) == 1
+        assert rows(cluster.store, free) == []
 
 
 def test_locks_expire_by_the_database_s_clock_and_only_those_that_are_due(cluster: Cluster) -> None:
