@@ -177,6 +177,12 @@ def test_a_server_ends_though_its_guardian_is_killed() -> None:
     directory.rmdir()
 
 
+def _heed_signals() -> None:
+    """Tests that run in the background inherit from their shell that they ignore these."""
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_DFL)
+
+
 def hold(kind: type[PrivateServer], then: str = "time.sleep(600)") -> tuple[Any, Path, int, list[int]]:
     """Start another Python that holds a server; tell what it started."""
     holder = subprocess.Popen(
@@ -184,6 +190,7 @@ def hold(kind: type[PrivateServer], then: str = "time.sleep(600)") -> tuple[Any,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        preexec_fn=_heed_signals,
     )
     assert holder.stdout is not None
     directory, port, members = json.loads(holder.stdout.readline())

@@ -40,6 +40,7 @@ class Membership:
     Arguments:
         interval: seconds between heartbeats.
         curious: whether they are to ask for the roster too.
+        heard: called with the answer to each, before the lease that it renews is trusted.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Membership:
         interval: float,
         clock: Callable[[], float] = boot_clock,
         curious: Callable[[], bool] = lambda: False,
+        heard: Callable[[Renewal], None] = lambda answer: None,
     ) -> None:
         self._store = store
         self._link = link
@@ -72,6 +74,7 @@ class Membership:
         self.draining = False
         self.next_due = 0.0
         self._curious = curious
+        self._heard = heard
 
     @property
     def name(self) -> str:
@@ -146,6 +149,7 @@ class Membership:
             self.lose("the database failed over")
             return None
         self.timeline = answer.timeline
+        self._heard(answer)
         lease = self.identity.lease_sec
         self._lease.renew(self.incarnation, trusted_until(sent_at, lease, margin=margin_for(lease)))
         return answer

@@ -22,7 +22,7 @@ from jobsync_celery.runtime.placement import Placement
 from jobsync_celery.runtime.pulse import Pulse
 from jobsync_celery.runtime.roster import Herald, Roster, Silence
 from jobsync_celery.runtime.task_locks import TaskLocks
-from jobsync_celery.store.nodes import Identity
+from jobsync_celery.store.nodes import Identity, Renewal
 from jobsync_celery.store.partitions import LockPartition
 from jobsync_celery.store.schema import ClusterShape, ensure_schema
 from jobsync_celery.store.store import Store
@@ -86,6 +86,7 @@ class Node:
             interval=settings.interval,
             clock=clock,
             curious=self._roster.curious,
+            heard=self._heard,
         )
         self.leadership = Leadership(
             store,
@@ -232,6 +233,7 @@ class Node:
             self.leadership.reset(incarnation)
             if self._known is not None:
                 self.ownership.forget()
+                self.placement.forget()
                 self._trusted = False
             self._known = incarnation
             self._sync = True
@@ -240,13 +242,16 @@ class Node:
         if not self._trusted and self._lease.trusted:
             self._trusted = True
             self._resume()
-        if answer.locks_version != self.placement.version:
-            self.placement.doubt()
-            self.placement.learn(self._store.locks.placements(self._link))
         self.leadership.observe(answer, sent_at, now)
         self._sync = self._sync or answer.misplaced
         self._surface.recheck()
         self._roster.learn(answer)
+        if answer.locks_version != self.placement.version:
+            self.placement.learn(self._store.locks.placements(self._link))
+
+    def _heard(self, answer: Renewal) -> None:
+        if answer.locks_version != self.placement.version:
+            self.placement.doubt()
 
     def _watch_deadline(self) -> None:
         if self._trusted and not self._lease.trusted:

@@ -27,13 +27,13 @@ class Placement:
     before the pool forks.
 
     Arguments:
-        lease_sec: the longest lease of any node that may say yes, in seconds.
+        lease_sec: this node's own lease, in seconds; what is learnt tells of longer ones.
         clock: the boot clock.
     """
 
     def __init__(self, tokens: TokenMap, lease_sec: float, clock: Callable[[], float]) -> None:
         self._tokens = tokens
-        self._settles_in = lease_sec * (1 + DRIFT)
+        self._lease_sec = lease_sec
         self._clock = clock
         self._locked: Mapping[str, int] = {}
         self._settling: dict[str, float] = {}
@@ -61,18 +61,24 @@ class Placement:
         self.version = None
         self._unlocked[0] = 0
 
+    def forget(self) -> None:
+        """The incarnation is gone, perhaps in a failover that lost versions: begin anew."""
+        self.doubt()
+        self._learnt = None
+
     def learn(self, placements: Placements) -> None:
         """Take in a version, read from the database just now."""
         now = self._clock()
+        settles_in = max(self._lease_sec, placements.lease) * (1 + DRIFT)
         before, after = self._locked, dict(placements.locked)
         if self._learnt is None:
-            self._sure_from = now + max(0.0, self._settles_in - max(0.0, placements.age))
+            self._sure_from = now + max(0.0, settles_in - max(0.0, placements.age))
         elif placements.version > self._learnt + 1:  # a key may have been locked and unlocked in between
-            self._sure_from = now + self._settles_in
+            self._sure_from = now + settles_in
         else:
             changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
             waiting = {key: until for key, until in self._settling.items() if until > now}
-            self._settling = {**waiting, **dict.fromkeys(changed, now + self._settles_in)}
+            self._settling = {**waiting, **dict.fromkeys(changed, now + settles_in)}
         self._locked = after
         self.version = self._learnt = placements.version
         sure = max([self._sure_from, *self._settling.values()])

@@ -46,11 +46,16 @@ class NewLock:
 
 @dataclass(frozen=True)
 class Placements:
-    """Which partition each locked key belongs to, as of a version; ``age`` seconds ago it became so."""
+    """Which partition each locked key belongs to, as of a version.
+
+    ``age`` seconds ago it became so; infinity if no key was ever locked. ``lease`` is the longest of the nodes that
+    are there, in seconds.
+    """
 
     version: int
     age: float
     locked: Mapping[str, int]
+    lease: float = 0.0
 
 
 class Locks:
@@ -83,7 +88,9 @@ class Locks:
         )
         self._placements = sql(
             "SELECT (SELECT locks_version FROM {cluster}) AS version, l.task_id, l.partition_id,"
-            " extract(epoch FROM clock_timestamp() - (SELECT locks_changed_at FROM {cluster}))::float8 AS age"
+            " coalesce(extract(epoch FROM clock_timestamp() - (SELECT locks_changed_at FROM {cluster})), 'Infinity')"
+            "::float8 AS age, (SELECT coalesce(max(n.lease_sec), 0) FROM {node} n"
+            " WHERE n.state IN ('live', 'draining')) AS lease"
             " FROM (SELECT) AS always LEFT JOIN {lock} l ON true"
         )
         self._creator = sql(
@@ -141,4 +148,4 @@ class Locks:
         """Which partition each locked key belongs to; one statement."""
         rows = link.statement(self._placements)
         locked = {row.task_id: row.partition_id for row in rows if row.task_id is not None}
-        return Placements(rows[0].version, rows[0].age, locked)
+        return Placements(rows[0].version, rows[0].age, locked, rows[0].lease)

@@ -49,17 +49,39 @@ def test_a_partition_is_given_up_though_its_connection_is_dead() -> None:
 def test_a_partition_taken_while_the_connection_dies_is_consumed_on_the_next_one() -> None:
     app, consumption, consumer = _connected()
     consumer.add_task_queue = _broken
+    consumption.turn()
     consumption.add(3)
     consumption.add(4)
     assert {"t-003", "t-004"} <= set(app.amqp.queues.consume_from)
 
 
+def test_a_partition_taken_before_the_loop_turns_is_consumed_when_it_does() -> None:
+    """A message that came before that would find nobody to take it, and end the worker."""
+    app, consumption, consumer = _connected()
+    consumed: list[str] = []
+    consumer.add_task_queue = consumed.append
+    consumption.add(3)
+    assert (consumed, consumer.added) == ([], ["t-003"])
+    assert "t-003" in app.amqp.queues.consume_from
+    consumption.turn()
+    consumption.add(4)
+    assert (consumed, consumer.added) == (["t-004"], ["t-003"])
+    consumption.detach()
+    consumption.attach(consumer)
+    consumption.add(5)
+    assert (consumed, consumer.added) == (["t-004"], ["t-003", "t-005"])
+
+
 def _connected() -> tuple[Celery, Consumption, SimpleNamespace]:
     app = Celery("queues", broker="memory://")
     consumption = Consumption(app, PartitionQueues("t-", TokenMap(100, 8, "md5")))
+    added: list[str] = []
     consumer = SimpleNamespace(
+        added=added,
         add_task_queue=lambda name: app.amqp.queues.select_add(app.amqp.queues[name]),
-        task_consumer=SimpleNamespace(cancel_by_queue=lambda name: None),
+        task_consumer=SimpleNamespace(
+            cancel_by_queue=lambda name: None, add_queue=lambda queue: added.append(queue.name)
+        ),
         connection_errors=(OSError,),
         channel_errors=(),
     )

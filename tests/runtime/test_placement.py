@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 from stage import Clock
@@ -23,6 +25,31 @@ def test_locks_that_are_old_count_at_once() -> None:
     placement = Placement(TOKENS, LEASE, Clock())
     placement.learn(Placements(7, 60.0, {"k": POOL}))
     assert placement.of("k") == POOL and placement.of("other") == TOKENS.partition_for("other")
+
+
+def test_where_no_key_was_ever_locked_everything_is_sure_at_once() -> None:
+    placement = Placement(TOKENS, LEASE, Clock())
+    placement.learn(Placements(0, math.inf, {}))
+    assert placement.of("k") == HOME
+
+
+def test_a_longer_lease_of_another_node_is_waited_for() -> None:
+    clock = Clock()
+    placement = Placement(TOKENS, LEASE, clock)
+    placement.learn(Placements(7, 0.0, {"k": POOL}, lease=3 * LEASE))
+    clock.pass_by(2 * LEASE)
+    assert placement.of("k") is None
+    clock.pass_by(LEASE + 0.1)
+    assert placement.of("k") == POOL
+
+
+def test_after_a_failover_a_version_may_be_another_one_of_the_same_number() -> None:
+    placement = Placement(TOKENS, LEASE, Clock())
+    placement.learn(Placements(2, 60.0, {"k": POOL}))
+    placement.forget()
+    assert placement.version is None and placement.of("k") is None
+    placement.learn(Placements(2, 60.0, {}))
+    assert placement.of("k") == HOME
 
 
 def test_after_a_late_change_a_newcomer_waits_until_everybody_has_learnt_of_it() -> None:

@@ -141,7 +141,7 @@ CREATE TABLE {cluster} (
     timeline bigint NOT NULL DEFAULT 0,
     locks_version bigint NOT NULL DEFAULT 0,
     locks_changed_by bigint NOT NULL DEFAULT 0,
-    locks_changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    locks_changed_at timestamptz,
     created_on timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 """
