@@ -35,6 +35,9 @@ from jobsync_celery.store.outcomes import Busy, Elsewhere, Ending, GivenUp, Gran
 
 logger = logging.getLogger(__name__)
 
+#: An end that was being recorded while another node asked for its key is recorded by then.
+_SOON_SEC = 0.2
+
 
 class Gate:
     """The coordinated requests of one worker.
@@ -71,6 +74,7 @@ class Gate:
         self._relocated = relocated
         self._unwelcome = unwelcome
         self._gone = gone
+        self._looks_soon = False
         self._ready: deque[Delivery] = deque()
         #: Counts broker connections: a message can be settled on its own only.
         self.connection = 0
@@ -82,6 +86,7 @@ class Gate:
         self.window: Window
         self.pool: Any
         self.slots: Slots
+        self.later: Callable[[float, Callable[[], None]], None]
         self.after_death: Callable[[Delivery], None]
         self.changed: Callable[[Delivery], None]
 
@@ -160,9 +165,21 @@ class Gate:
             delivery.stage = Stage.PARKED
             delivery.doubtful = isinstance(answer, Unavailable)
             self._held.add(delivery)
+            if isinstance(answer, Busy) and not answer.told:
+                self._look_soon()
         else:
             delivery.stage = Stage.PARKED
             self._unwelcome(delivery.partition)
+
+    def _look_soon(self) -> None:
+        """A key is free in a moment, and nobody will say so."""
+        if not self._looks_soon:
+            self._looks_soon = True
+            self.later(_SOON_SEC, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looks_soon = False
+        self.recheck()
 
     def _on_late_claim(self, delivery: Delivery, answer: Answer) -> None:
         """The claim of a delivery that went, or is going back: whatever was granted has to be ended."""

@@ -195,6 +195,8 @@ class WorkerNode:
                 logger.error("jobsync: stopping without having recorded and handed over everything: the lease ends it")
                 break
             self._worker.hub.run_once()
+            if self._results is not None and not self._results.bury():
+                self.gate.flushed()  # what no child had begun
         self._leave()
 
     def _drained(self) -> bool:
@@ -307,6 +309,7 @@ class WorkerNode:
         pool.flush = fenced_flush
 
     def _hook_in(self, hub: Any) -> None:
+        self.gate.later = self._inbox.later
         signals.worker_process_init.connect(self._in_child, weak=False)
         hub.on_tick.update((self._claimer.flush, self._pulse.turned))
         hub.on_close.add(self._on_hub_close)
