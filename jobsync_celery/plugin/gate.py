@@ -44,8 +44,9 @@ class Gate:
 
     Arguments:
         ordinary: Celery's own handler, for tasks that are not coordinated.
-        misplaced: called with a delivery that came on a queue where its key cannot belong.
-        relocated: called with a delivery whose key was locked or unlocked and belongs elsewhere.
+        misplaced: called with a delivery that came on a queue where its key cannot belong, and is forgotten here.
+        relocated: called with a delivery whose key was locked or unlocked and belongs elsewhere, and is forgotten here;
+            with where that is, and with its message and those of its copies.
         unwelcome: called with a partition whose claims the database refuses.
         gone: called when deliveries have left unstarted, so that whoever waits for that may look.
     """
@@ -60,7 +61,7 @@ class Gate:
         held: Held,
         ordinary: Callable[[Any], None],
         misplaced: Callable[[Delivery], None],
-        relocated: Callable[[Delivery, Elsewhere], None],
+        relocated: Callable[[Delivery, Elsewhere, list[Any]], None],
         unwelcome: Callable[[int], None],
         gone: Callable[[], None],
     ) -> None:
@@ -102,6 +103,7 @@ class Gate:
         if delivery is None:
             return
         if delivery.partition == NOWHERE:
+            self.forget(delivery)
             self._misplaced(delivery)
         elif delivery.partition not in self.accepting:
             self.return_messages([request.message])
@@ -208,8 +210,8 @@ class Gate:
     def _drop_known(self, delivery: Delivery) -> None:
         """The run ended before: acknowledge this copy, and forget it."""
         logger.info("jobsync: task %s is known to have ended: this copy is dropped", delivery.run.task_id)
-        for copy in (delivery, *delivery.duplicates):
-            self.broker.acknowledge(copy.request.message)
+        for message in delivery.messages:
+            self.broker.acknowledge(message)
         self._advance(self.forget(delivery))
         self._gone()
 
@@ -217,8 +219,9 @@ class Gate:
         """Send on what waits of the key, in order; what comes later asks for itself, and follows."""
         heads: list[Delivery | None] = [None]
         for one in self.lanes.alike(delivery):
+            messages = one.messages
             heads.append(self.forget(one) or heads[-1])
-            self._relocated(one, place)
+            self._relocated(one, place, messages)
         self._advance(heads[-1])  # what came by another queue stands in the same lane, and may belong here
         self._gone()
 
@@ -336,7 +339,7 @@ class Gate:
             elif delivery.stage is Stage.READY:
                 self.withdraw(delivery)
             else:
-                returned += [copy.request.message for copy in (delivery, *delivery.duplicates)]
+                returned += delivery.messages
                 self.forget(delivery)
         self.return_messages(returned)
 
@@ -356,8 +359,8 @@ class Gate:
     def withdraw(self, delivery: Delivery) -> None:
         """Return one delivery, ending the claim it may have before its message goes back."""
         if delivery.granted is None:
-            self.return_messages([copy.request.message for copy in (delivery, *delivery.duplicates)])
-            self.forget(delivery)
+            self.return_messages(delivery.messages)
+            self._advance(self.forget(delivery))
             self._gone()
             return
         delivery.stage = Stage.ENDING
@@ -401,10 +404,6 @@ class Gate:
             if delivery.stage not in (Stage.STARTED, Stage.ENDING):
                 self._abandon(delivery)
         self._gone()
-
-    def hold(self, delivery: Delivery) -> None:
-        """Keep a message that nothing can be done with, without its narrowing the prefetch window."""
-        self._held.add(delivery)
 
     @property
     def running(self) -> bool:

@@ -139,7 +139,9 @@ class JobSync:
     ) -> None:
         """Lock a key to nodes, in place of the lock that it had.
 
-        When this returns, no run of the key begins but on a node that matches; one that has begun goes on.
+        When this returns, no claim of the key is granted but to a node that matches. What was granted before that and
+        has not begun is taken back as soon as its node hears of the change, which takes milliseconds, and a heartbeat
+        at most. What has begun goes on.
 
         Arguments:
             task_id: the key, as tasks give it.

@@ -248,7 +248,12 @@ class Node:
         self._surface.recheck()
         self._roster.learn(answer)
         if answer.locks_version != self.placement.version:
-            self.placement.learn(self._store.locks.placements(self._link))
+            self._learn_locks()
+
+    def _learn_locks(self) -> None:
+        placements = self._store.locks.placements(self._link)
+        self.placement.learn(placements)
+        self._surface.reconsider(placements.locked)
 
     def _heard(self, answer: Renewal) -> None:
         if answer.locks_version != self.placement.version:

@@ -30,6 +30,8 @@ def test_where_nobody_listens_every_order_is_passed_on_at_once_and_there_is_no_t
     stage.tenancy.ended(some(1))
     assert stage.released == {1} and stage.tenures.of(1) == 0
     stage.tenancy.post("node_left", name="b")
+    stage.tenancy.reconsider({"key": 3})
+    assert stage.surface.locked == [{"key": 3}]
     assert "jobsync-listeners" not in {thread.name for thread in set(threading.enumerate()) - before}
 
 
