@@ -20,8 +20,9 @@ from jobsync_celery import CoordinationConfig, JobSync, coordinated
 
 app = Celery("nightly_batch", broker=os.environ.get("BROKER_URL", "redis://localhost:6379/0"))
 app.conf.task_ignore_result = True
-DATABASE_URL = os.environ.get("DATABASE_URL", "postgresql://postgres@localhost/postgres")
-JobSync(app, CoordinationConfig(url=DATABASE_URL, minimum_nodes=3, wait_on_enter=5))
+database = os.environ.get("DATABASE_URL", "postgresql://postgres@localhost/postgres")
+config = CoordinationConfig(url=database, minimum_nodes=3, wait_on_enter=5)
+JobSync(app, config)
 
 SHARES = "SELECT node, COUNT(*) FROM sync_claim GROUP BY node"
 
@@ -38,7 +39,7 @@ def publish(accounts: int) -> None:
 
 
 def shares() -> None:
-    with create_engine(DATABASE_URL).connect() as connection:
+    with create_engine(config.database_url()).connect() as connection:
         for node, runs in connection.execute(text(SHARES)):
             print(f"{node:30} {runs:6}")
 
