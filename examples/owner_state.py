@@ -1,23 +1,21 @@
-"""Keep something per key where the key is owned: a connection per device, and a cache in the pool children.
+"""Keep something per key where the key is owned: caches in the pool children.
 
     export DATABASE_URL=postgresql://postgres@localhost/postgres REDIS_URL=redis://localhost:6379/0
     celery -A owner_state worker -n one@%h -l INFO      # a terminal; and a second one, with -n two@%h
+    python owner_state.py                               # one more: a reading of each device
 
-The page docs/how-to/owner-state.md goes through it.
+The page docs/how-to/owner-state.md goes through it; websocket_fan_in.py keeps a connection per key.
 """
 
 import logging
 import os
-import threading
-import time
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 from celery import Celery
 
 from jobsync_celery import JobSync, RebalanceEvent, coordinated, current_claim
-from jobsync_celery.signals import partitions_assigned, partitions_revoked, tenure_changed
+from jobsync_celery.signals import tenure_changed
 
 logger = logging.getLogger(__name__)
 
@@ -27,44 +25,7 @@ jobsync = JobSync(app, {"url": database, "partitions": 16})
 DEVICES = [f"device-{number}" for number in range(12)]
 
 
-# -- a connection per device, in the worker's main process ---------------------------------------------------------
-
-
-class Stream(threading.Thread):
-    """Receives what one device says, for as long as this worker owns it."""
-
-    def __init__(self, device: str) -> None:
-        super().__init__(name=f"stream of {device}", daemon=True)
-        self.device = device
-        self.over = threading.Event()
-
-    def run(self) -> None:
-        logger.info("connected to %s", self.device)
-        for reading in readings(self.device):
-            if self.over.is_set() or not jobsync.owns(self.device):
-                break
-            store.delay(self.device, reading)
-        logger.info("disconnected from %s", self.device)
-
-
-streams: dict[str, Stream] = {}
-
-
-@partitions_assigned.connect
-def connect(**kwargs: Any) -> None:
-    for device in DEVICES:
-        if jobsync.owns(device) and device not in streams:
-            streams[device] = Stream(device)
-            streams[device].start()
-
-
-@partitions_revoked.connect
-def disconnect(lost: bool, **kwargs: Any) -> None:
-    gone = [streams.pop(device) for device in list(streams) if not jobsync.owns(device)]
-    for stream in gone:
-        stream.over.set()
-    for stream in gone:
-        stream.join()  # the next owner connects only when we have returned, unless the lease is lost
+# -- what has changed, in the worker's main process ----------------------------------------------------------------
 
 
 @jobsync.on_rebalance
@@ -107,13 +68,6 @@ def check(device: str, reading: float) -> bool:
 # -- what stands for the outside world -----------------------------------------------------------------------------
 
 
-def readings(device: str) -> Iterator[float]:
-    """A websocket's messages, say."""
-    while True:
-        time.sleep(0.1)
-        yield len(device) / 10
-
-
 def load(device: str) -> dict[str, float]:
     """From a database, say."""
     return {"sum": 0.0, "limit": 10.0}
@@ -122,3 +76,13 @@ def load(device: str) -> dict[str, float]:
 def partition_of(device: str) -> int:
     """The partition of a key, from the end of its queue's name."""
     return int(jobsync.queue_for(device).rpartition("-")[2])
+
+
+def main() -> None:
+    for device in DEVICES:
+        store.delay(device, 9.5)
+        check.delay(device, 9.5)
+
+
+if __name__ == "__main__":
+    main()
