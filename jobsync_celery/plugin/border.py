@@ -51,7 +51,7 @@ class Border:
         self._starting: set[int] = set()
         self._stopping: set[int] = set()
         self._patient_until = 0.0
-        self._looking = False
+        self._look_again = inbox.once(_LOOK_SEC, self.look)
         self.consumer: Any = None
         #: There is no connection to the broker, so nothing that was fetched on it is left here.
         self.cut_off = False
@@ -123,16 +123,11 @@ class Border:
         if self._patient_until > time.monotonic():
             soon = {number for number in done if self._gate.lanes.beginning(number)}
             done -= soon
-            if soon and not self._looking:
-                self._looking = True
-                self._inbox.later(_LOOK_SEC, self._look_again)
+            if soon:
+                self._look_again()
         if done:
             self._stopping -= done
             self.stopped(frozenset(done))
-
-    def _look_again(self) -> None:
-        self._looking = False
-        self.look()
 
     def _start(self, partitions: frozenset[int]) -> None:
         self._stopping -= partitions

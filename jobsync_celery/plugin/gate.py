@@ -35,9 +35,6 @@ from jobsync_celery.store.outcomes import Busy, Elsewhere, Ending, GivenUp, Gran
 
 logger = logging.getLogger(__name__)
 
-#: An end that was being recorded while another node asked for its key is recorded by then.
-_SOON_SEC = 0.2
-
 
 class Gate:
     """The coordinated requests of one worker.
@@ -75,7 +72,6 @@ class Gate:
         self._relocated = relocated
         self._unwelcome = unwelcome
         self._gone = gone
-        self._looks_soon = False
         self._ready: deque[Delivery] = deque()
         #: Counts broker connections: a message can be settled on its own only.
         self.connection = 0
@@ -87,7 +83,7 @@ class Gate:
         self.window: Window
         self.pool: Any
         self.slots: Slots
-        self.later: Callable[[float, Callable[[], None]], None]
+        self.recheck_soon: Callable[[], None]
         self.after_death: Callable[[Delivery], None]
         self.changed: Callable[[Delivery], None]
 
@@ -119,13 +115,12 @@ class Gate:
 
     def _admit(self, delivery: Delivery) -> None:
         first = self.lanes.same_run(delivery)
+        if first is None and self.lanes.add(delivery):
+            self._claim(delivery)
+            return
         if first is not None:
             first.duplicates.append(delivery)
-            self._held.add(delivery)
-        elif self.lanes.add(delivery):
-            self._claim(delivery)
-        else:
-            self._held.add(delivery)
+        self._held.add(delivery)
 
     # -- claims -------------------------------------------------------------------------------------------------
 
@@ -168,20 +163,10 @@ class Gate:
             delivery.doubtful = isinstance(answer, Unavailable)
             self._held.add(delivery)
             if isinstance(answer, Busy) and not answer.told:
-                self._look_soon()
+                self.recheck_soon()  # it is free in a moment, and nobody will say so
         else:
             delivery.stage = Stage.PARKED
             self._unwelcome(delivery.partition)
-
-    def _look_soon(self) -> None:
-        """A key is free in a moment, and nobody will say so."""
-        if not self._looks_soon:
-            self._looks_soon = True
-            self.later(_SOON_SEC, self._look_again)
-
-    def _look_again(self) -> None:
-        self._looks_soon = False
-        self.recheck()
 
     def _on_late_claim(self, delivery: Delivery, answer: Answer) -> None:
         """The claim of a delivery that went, or is going back: whatever was granted has to be ended."""
@@ -217,12 +202,12 @@ class Gate:
 
     def _relocate(self, delivery: Delivery, place: Elsewhere) -> None:
         """Send on what waits of the key, in order; what comes later asks for itself, and follows."""
-        heads: list[Delivery | None] = [None]
+        head = None
         for one in self.lanes.alike(delivery):
             messages = one.messages
-            heads.append(self.forget(one) or heads[-1])
+            head = self.forget(one) or head
             self._relocated(one, place, messages)
-        self._advance(heads[-1])  # what came by another queue stands in the same lane, and may belong here
+        self._advance(head)  # what came by another queue stands in the same lane, and may belong here
         self._gone()
 
     def recheck(self) -> None:
@@ -285,7 +270,6 @@ class Gate:
         except TaskRevokedError:  # revoked or expired: Celery has settled it
             delivery.leave()
             self.slots.release()
-            return True
         return True
 
     # -- ends ---------------------------------------------------------------------------------------------------

@@ -36,6 +36,23 @@ class Inbox:
         """Run ``call()`` on the loop in so many seconds; in the loop's thread."""
         self._hub.call_later(seconds, self.post, call)
 
+    def once(self, seconds: float, call: Callable[[], None]) -> Callable[[], None]:
+        """A way to ask for ``call()`` in so many seconds; asked again before that, it happens once all the same."""
+        asked = False
+
+        def happen() -> None:
+            nonlocal asked
+            asked = False
+            call()
+
+        def ask() -> None:
+            nonlocal asked
+            if not asked:
+                asked = True
+                self.later(seconds, happen)
+
+        return ask
+
     def drain(self) -> None:
         """Run what is posted; in the loop's thread."""
         with self._lock:

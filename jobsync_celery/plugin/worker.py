@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 #: How long a worker that stops waits for the database before it leaves its lease to end by itself.
 _FAREWELL_SEC = 5.0
 _DEATH_LOOK_SEC = 0.05
+#: An end that was being recorded while another node asked for its key is recorded by then.
+_SOON_SEC = 0.2
 #: What a receiver in a pool child does not have to answer for.
 _ENDS_OF_CHILD = (SoftTimeLimitExceeded, SystemExit, KeyboardInterrupt)
 #: The objects of a few hundred messages.
@@ -309,7 +311,7 @@ class WorkerNode:
         pool.flush = fenced_flush
 
     def _hook_in(self, hub: Any) -> None:
-        self.gate.later = self._inbox.later
+        self.gate.recheck_soon = self._inbox.once(_SOON_SEC, self.gate.recheck)
         signals.worker_process_init.connect(self._in_child, weak=False)
         hub.on_tick.update((self._claimer.flush, self._pulse.turned))
         hub.on_close.add(self._on_hub_close)

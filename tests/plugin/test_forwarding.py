@@ -18,6 +18,7 @@ from jobsync_celery.plugin.courier import Courier
 from jobsync_celery.plugin.delivery import Delivery, Stage
 from jobsync_celery.plugin.forwarding import MOST_HOPS
 from jobsync_celery.plugin.gate import Gate
+from jobsync_celery.plugin.inbox import Inbox
 from jobsync_celery.plugin.router import HOPS, ORIGIN, PartitionQueues, TokenRouter
 from jobsync_celery.store.outcomes import Elsewhere, Ending, Granted
 
@@ -173,8 +174,10 @@ class Hands:
         self.queues = PartitionQueues("t-", TOKENS)
         self.queues.learn(POOL, LOCKED.pool, LOCKED.position)
         courier: Any = SimpleNamespace(forward=self._forward)
-        inbox: Any = SimpleNamespace(
-            post=lambda call, *args: call(*args), later=lambda seconds, call: self.timers.append(call)
+        inbox = Inbox(
+            SimpleNamespace(
+                call_soon=lambda call: call(), call_later=lambda seconds, post, call: self.timers.append(call)
+            )
         )
         consumption: Any = SimpleNamespace(cancel=lambda number: None)
         scribe: Any = SimpleNamespace(
