@@ -41,7 +41,8 @@ class Arrivals:
             return None
         token = self._queues.tokens.token(key)
         home = self._home(coordination, key, token)
-        found = self._queues.number(request.delivery_info.get("routing_key"))
+        # A task registered after its worker had started may belong to a lock pool whose number nobody here knows.
+        found = None if home == NOWHERE else self._queues.number(request.delivery_info.get("routing_key"))
         fits = found is not None and (found == home or self._queues.carries_locked(found))
         partition = found if fits and found is not None else NOWHERE
         return Delivery(request, key, token, partition, connection, home=home, pool=coordination.pool)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobsync_celery.plugin.consumption import Consumption
-from jobsync_celery.plugin.courier import MOST_HOPS, Courier
+from jobsync_celery.plugin.courier import Courier
 from jobsync_celery.plugin.delivery import Delivery, Stage
+from jobsync_celery.plugin.forwarding import Forwarding
 from jobsync_celery.plugin.gate import Gate
+from jobsync_celery.plugin.held import Held
 from jobsync_celery.plugin.inbox import Inbox
-from jobsync_celery.plugin.router import HOPS, PartitionQueues
+from jobsync_celery.plugin.router import PartitionQueues
 from jobsync_celery.plugin.scheduled import withdraw_scheduled
 from jobsync_celery.store.outcomes import Elsewhere
 from jobsync_celery.store.partitions import LockPartition
-
-logger = logging.getLogger(__name__)
 
 #: What the pool was given begins within milliseconds, and is waited for, so that it runs here and in order. After so
 #: long it is not: whatever has not begun by then is refused by the process that would run it, and runs elsewhere.
@@ -34,12 +33,21 @@ class Border:
         stopped: called with partitions that are consumed no more, everything unstarted of them given back.
     """
 
-    def __init__(self, inbox: Inbox, gate: Gate, consumption: Consumption, courier: Courier, queues: PartitionQueues):
+    def __init__(
+        self,
+        inbox: Inbox,
+        gate: Gate,
+        consumption: Consumption,
+        courier: Courier,
+        held: Held,
+        queues: PartitionQueues,
+    ) -> None:
         self._inbox = inbox
         self._gate = gate
         self._consumption = consumption
         self._courier = courier
         self._queues = queues
+        self._forwarding = Forwarding(inbox, gate, courier, held, queues)
         self._starting: set[int] = set()
         self._stopping: set[int] = set()
         self._patient_until = 0.0
@@ -72,6 +80,15 @@ class Border:
         """A claim ended elsewhere: keys that were held back for it may go on."""
         self._inbox.post(self._gate.recheck)
 
+    def disconnected(self) -> None:
+        """The broker connection was lost; in the event loop's thread."""
+        self.cut_off = True
+        self._forwarding.disconnected()
+
+    def reconsider(self, locked: Mapping[str, int]) -> None:
+        """Of the keys, these are locked, to these partitions: what was granted elsewhere and has not begun goes."""
+        self._inbox.post(self._reconsider, locked)
+
     # -- on the event loop --------------------------------------------------------------------------------------
 
     def unwelcome(self, partition: int) -> None:
@@ -81,25 +98,24 @@ class Border:
 
     def misplaced(self, delivery: Delivery) -> None:
         """A message lies in a queue that is not its key's: publish it there, then acknowledge it here."""
-        message = delivery.request.message
-        if int(message.headers.get(HOPS) or 0) >= MOST_HOPS:
-            logger.error(
-                "jobsync: task %s was forwarded %d times and is held: do all nodes and producers agree on partitions,"
-                " total_tokens and hash_function?",
-                delivery.run.task_id,
-                MOST_HOPS,
-            )
-            self._gate.hold(delivery)
-            return
         target = self._queues.for_key(delivery.key, delivery.pool)
-        self._courier.forward(message, target, lambda: self._inbox.post(self._forwarded, delivery))
+        self._forwarding.send(delivery, delivery.messages, target)
 
-    def relocated(self, delivery: Delivery, place: Elsewhere) -> None:
+    def relocated(self, delivery: Delivery, place: Elsewhere, messages: list[Any]) -> None:
         """The key belongs elsewhere since it was locked or unlocked: publish its message there, then acknowledge."""
-        message = delivery.request.message
         queues = self._queues
         target = queues.of_pool(place.pool, place.position) if place.pool else queues.queue(place.partition)
-        self._courier.forward(message, target, lambda: self._inbox.post(self._forwarded, delivery), counted=False)
+        # That a key is locked everybody reads in one table; where it belongs otherwise is told by each node's code.
+        self._forwarding.send(delivery, messages, target, counted=not place.locked)
+
+    def _reconsider(self, locked: Mapping[str, int]) -> None:
+        for delivery in self._gate.lanes.stage(Stage.READY, Stage.CLAIMING):
+            if locked.get(delivery.key, delivery.home) == delivery.partition:
+                continue
+            if delivery.stage is Stage.READY:
+                self._gate.withdraw(delivery)
+            else:  # it may be granted still, by what was true when it asked
+                delivery.returning = True
 
     def look(self) -> None:
         """Something was given back: partitions that only waited for that have stopped."""
@@ -117,14 +133,6 @@ class Border:
     def _look_again(self) -> None:
         self._looking = False
         self.look()
-
-    def _forwarded(self, delivery: Delivery) -> None:
-        if delivery.connection == self._gate.connection:
-            for copy in (delivery, *delivery.duplicates):
-                self._gate.broker.acknowledge(copy.request.message)
-            self._gate.broker.flush()
-        if delivery.stage is not Stage.GONE:  # its copy may be here by now, under the same id
-            self._gate.forget(delivery)
 
     def _start(self, partitions: frozenset[int]) -> None:
         self._stopping -= partitions
@@ -164,4 +172,5 @@ class Border:
         if self.consumer is not None:
             names = {self._queues.name(number) for number in partitions}
             self._gate.return_messages(withdraw_scheduled(self.consumer, names))
+            self._forwarding.give_back(partitions)
             self._gate.give_back(set(partitions))

@@ -15,18 +15,30 @@ from typing import Any
 
 from celery import Celery
 from kombu.entity import Queue
+from kombu.exceptions import OperationalError
 
 from jobsync_celery.core.model import Run
+from jobsync_celery.errors import StoreUnavailable
 from jobsync_celery.plugin.redis_channel import restore_unacked
 from jobsync_celery.plugin.router import HOPS
 from jobsync_celery.plugin.stranded import unacked_runs
 
 logger = logging.getLogger(__name__)
 
-#: After so many hops a message is held and reported instead of going round for ever.
-MOST_HOPS = 8
-_KEPT_PROPERTIES = ("correlation_id", "reply_to", "priority", "expiration", "message_id", "timestamp")
+_KEPT_PROPERTIES = (
+    "correlation_id",
+    "reply_to",
+    "priority",
+    "delivery_mode",
+    "message_id",
+    "timestamp",
+    "type",
+    "app_id",
+)
 _RETRY_SEC = 1.0
+
+#: An errand, and what to call if it has failed for a reason that lies in itself.
+_Errand = tuple[Callable[[], None], Callable[[BaseException], None] | None]
 
 
 class Courier:
@@ -39,7 +51,7 @@ class Courier:
     def __init__(self, app: Celery, running: Callable[[Sequence[Run]], Collection[Run]]) -> None:
         self._app = app
         self._running = running
-        self._errands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._errands: queue.SimpleQueue[_Errand | None] = queue.SimpleQueue()
         self._connection: Any = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jobsync-courier", daemon=True)
@@ -55,13 +67,22 @@ class Courier:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
-    def forward(self, message: Any, target: Queue, then: Callable[[], None], *, counted: bool = True) -> None:
+    def forward(
+        self,
+        message: Any,
+        target: Queue,
+        then: Callable[[], None],
+        failed: Callable[[BaseException], None],
+        *,
+        counted: bool = True,
+    ) -> None:
         """Publish a message again, with the same run identity; ``then`` is called once the broker has it.
 
         Arguments:
-            counted: whether it is a hop that should not be needed, of which there are only :data:`MOST_HOPS`.
+            failed: called instead, with the error, if it is this message that cannot be published.
+            counted: whether to count it in the message's :data:`HOPS`.
         """
-        self._errands.put(partial(self._forward, message, target, then, int(counted)))
+        self._errands.put((partial(self._forward, message, target, then, int(counted)), failed))
 
     def recover(self, queues: Collection[str], in_hand: Collection[str], then: Callable[[], None]) -> None:
         """Get back what dead workers had fetched of these queues, then call ``then``.
@@ -69,26 +90,62 @@ class Courier:
         Arguments:
             in_hand: delivery tags that this worker itself holds.
         """
-        self._errands.put(partial(self._recover, frozenset(queues), frozenset(in_hand), then))
+        self._errands.put((partial(self._recover, frozenset(queues), frozenset(in_hand), then), None))
 
     def _run(self) -> None:
         while (errand := self._errands.get()) is not None:
+            suspected = False
             while not self._stopping.is_set():
-                try:
-                    errand()
+                error = self._try(errand[0])
+                if error is None:
                     break
-                except Exception as error:  # noqa: BLE001 - broker or database away: an errand is never given up
-                    logger.warning("jobsync: a broker errand failed and is tried again: %r", error)
-                    self._disconnect()
+                away = self._is_away(error)
+                self._disconnect()
+                if not away and suspected:
+                    self._set_aside(errand, error)
+                    break
+                # Clients of brokers do not name every loss of a connection as one: a new connection tells.
+                suspected = not away
+                logger.warning("jobsync: a broker errand failed and is tried again: %r", error)
+                if away:
                     self._stopping.wait(_RETRY_SEC)
         self._disconnect()
 
+    def _try(self, errand: Callable[[], None]) -> Exception | None:
+        try:
+            errand()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the thread
+            return error
+        return None
+
+    def _is_away(self, error: Exception) -> bool:
+        """Whether the broker or the database is away, so that no errand can be done.
+
+        An errand connects before anything else, so what fails without a connection failed to connect.
+        """
+        if self._connection is None or isinstance(error, (StoreUnavailable, OSError, OperationalError)):
+            return True
+        # kombu takes a KeyError for a lost connection to Redis, for the sake of its poller: nothing polls here.
+        return isinstance(error, self._connection.recoverable_connection_errors) and not isinstance(error, KeyError)
+
+    def _set_aside(self, errand: _Errand, error: Exception) -> None:
+        """Let the others pass: what failed is told so, or has its next turn behind them."""
+        failed = errand[1]
+        if failed is not None:
+            failed(error)
+        else:
+            self._errands.put(errand)
+            self._stopping.wait(_RETRY_SEC)
+
     def _forward(self, message: Any, target: Queue, then: Callable[[], None], hops: int) -> None:
+        connection = self._connected()
         headers = {**message.headers, HOPS: int(message.headers.get(HOPS) or 0) + hops}
         properties = {
             name: message.properties[name] for name in _KEPT_PROPERTIES if message.properties.get(name) is not None
         }
-        with self._app.amqp.Producer(self._connected(), auto_declare=False) as producer:
+        if message.properties.get("expiration") is not None:  # comes in milliseconds as text, is given in seconds
+            properties["expiration"] = int(message.properties["expiration"]) / 1000
+        with self._app.amqp.Producer(connection, auto_declare=False) as producer:
             producer.publish(
                 message.body,
                 exchange="",
@@ -96,6 +153,7 @@ class Courier:
                 headers=headers,
                 content_type=message.content_type,
                 content_encoding=message.content_encoding,
+                compression=headers.pop("compression", None),  # its body was unpacked when it was received
                 declare=[target],
                 **properties,
             )
@@ -115,8 +173,13 @@ class Courier:
     def _connected(self) -> Any:
         if self._connection is None:
             options = {**self._app.conf.broker_transport_options, "confirm_publish": True}
-            self._connection = self._app.connection_for_write(transport_options=options)
-            self._connection.ensure_connection(max_retries=1)
+            connection = self._app.connection_for_write(transport_options=options)
+            try:
+                connection.ensure_connection(max_retries=1)
+            except BaseException:
+                connection.release()
+                raise
+            self._connection = connection
         return self._connection
 
     def _disconnect(self) -> None:

@@ -124,6 +124,11 @@ class Delivery:
         """What the database has to know to grant its claim."""
         return Wanted(self.run, self.request.task.name, self.key, self.token, self.partition, self.home)
 
+    @property
+    def messages(self) -> list[Any]:
+        """Its message, and those of its copies."""
+        return [copy.request.message for copy in (self, *self.duplicates)]
+
     def __repr__(self) -> str:
         return f"<Delivery {self.run} key={self.key!r} {self.stage.name}>"
 

@@ -35,14 +35,18 @@ from jobsync_celery.store.outcomes import Busy, Elsewhere, Ending, GivenUp, Gran
 
 logger = logging.getLogger(__name__)
 
+#: An end that was being recorded while another node asked for its key is recorded by then.
+_SOON_SEC = 0.2
+
 
 class Gate:
     """The coordinated requests of one worker.
 
     Arguments:
         ordinary: Celery's own handler, for tasks that are not coordinated.
-        misplaced: called with a delivery that came on a queue where its key cannot belong.
-        relocated: called with a delivery whose key was locked or unlocked and belongs elsewhere.
+        misplaced: called with a delivery that came on a queue where its key cannot belong, and is forgotten here.
+        relocated: called with a delivery whose key was locked or unlocked and belongs elsewhere, and is forgotten here;
+            with where that is, and with its message and those of its copies.
         unwelcome: called with a partition whose claims the database refuses.
         gone: called when deliveries have left unstarted, so that whoever waits for that may look.
     """
@@ -57,7 +61,7 @@ class Gate:
         held: Held,
         ordinary: Callable[[Any], None],
         misplaced: Callable[[Delivery], None],
-        relocated: Callable[[Delivery, Elsewhere], None],
+        relocated: Callable[[Delivery, Elsewhere, list[Any]], None],
         unwelcome: Callable[[int], None],
         gone: Callable[[], None],
     ) -> None:
@@ -71,6 +75,7 @@ class Gate:
         self._relocated = relocated
         self._unwelcome = unwelcome
         self._gone = gone
+        self._looks_soon = False
         self._ready: deque[Delivery] = deque()
         #: Counts broker connections: a message can be settled on its own only.
         self.connection = 0
@@ -82,6 +87,7 @@ class Gate:
         self.window: Window
         self.pool: Any
         self.slots: Slots
+        self.later: Callable[[float, Callable[[], None]], None]
         self.after_death: Callable[[Delivery], None]
         self.changed: Callable[[Delivery], None]
 
@@ -97,6 +103,7 @@ class Gate:
         if delivery is None:
             return
         if delivery.partition == NOWHERE:
+            self.forget(delivery)
             self._misplaced(delivery)
         elif delivery.partition not in self.accepting:
             self.return_messages([request.message])
@@ -160,9 +167,21 @@ class Gate:
             delivery.stage = Stage.PARKED
             delivery.doubtful = isinstance(answer, Unavailable)
             self._held.add(delivery)
+            if isinstance(answer, Busy) and not answer.told:
+                self._look_soon()
         else:
             delivery.stage = Stage.PARKED
             self._unwelcome(delivery.partition)
+
+    def _look_soon(self) -> None:
+        """A key is free in a moment, and nobody will say so."""
+        if not self._looks_soon:
+            self._looks_soon = True
+            self.later(_SOON_SEC, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looks_soon = False
+        self.recheck()
 
     def _on_late_claim(self, delivery: Delivery, answer: Answer) -> None:
         """The claim of a delivery that went, or is going back: whatever was granted has to be ended."""
@@ -191,8 +210,8 @@ class Gate:
     def _drop_known(self, delivery: Delivery) -> None:
         """The run ended before: acknowledge this copy, and forget it."""
         logger.info("jobsync: task %s is known to have ended: this copy is dropped", delivery.run.task_id)
-        for copy in (delivery, *delivery.duplicates):
-            self.broker.acknowledge(copy.request.message)
+        for message in delivery.messages:
+            self.broker.acknowledge(message)
         self._advance(self.forget(delivery))
         self._gone()
 
@@ -200,8 +219,9 @@ class Gate:
         """Send on what waits of the key, in order; what comes later asks for itself, and follows."""
         heads: list[Delivery | None] = [None]
         for one in self.lanes.alike(delivery):
+            messages = one.messages
             heads.append(self.forget(one) or heads[-1])
-            self._relocated(one, place)
+            self._relocated(one, place, messages)
         self._advance(heads[-1])  # what came by another queue stands in the same lane, and may belong here
         self._gone()
 
@@ -319,7 +339,7 @@ class Gate:
             elif delivery.stage is Stage.READY:
                 self.withdraw(delivery)
             else:
-                returned += [copy.request.message for copy in (delivery, *delivery.duplicates)]
+                returned += delivery.messages
                 self.forget(delivery)
         self.return_messages(returned)
 
@@ -339,8 +359,8 @@ class Gate:
     def withdraw(self, delivery: Delivery) -> None:
         """Return one delivery, ending the claim it may have before its message goes back."""
         if delivery.granted is None:
-            self.return_messages([copy.request.message for copy in (delivery, *delivery.duplicates)])
-            self.forget(delivery)
+            self.return_messages(delivery.messages)
+            self._advance(self.forget(delivery))
             self._gone()
             return
         delivery.stage = Stage.ENDING
@@ -384,10 +404,6 @@ class Gate:
             if delivery.stage not in (Stage.STARTED, Stage.ENDING):
                 self._abandon(delivery)
         self._gone()
-
-    def hold(self, delivery: Delivery) -> None:
-        """Keep a message that nothing can be done with, without its narrowing the prefetch window."""
-        self._held.add(delivery)
 
     @property
     def running(self) -> bool:

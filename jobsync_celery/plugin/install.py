@@ -44,7 +44,8 @@ class JobSync:
             coordination off: tasks are ordinary Celery tasks, and nothing is opened or created.
         lock_provider: called with this object when a worker starts, before it takes part, to set the task locks that
             it knows of. As long as it raises, it is called again, and the worker serves its ordinary queues only.
-        clear_existing_locks: whether the locks that this worker had set under its name are cleared before.
+        clear_existing_locks: whether the locks that this worker had set under its name, and that its provider has
+            not set again, are cleared behind it.
         on_rebalance: a first callback for :meth:`on_rebalance`.
 
     Raises:
@@ -138,7 +139,9 @@ class JobSync:
     ) -> None:
         """Lock a key to nodes, in place of the lock that it had.
 
-        When this returns, no run of the key begins but on a node that matches; one that has begun goes on.
+        When this returns, no claim of the key is granted but to a node that matches. What was granted before that and
+        has not begun is taken back as soon as its node hears of the change, which takes milliseconds, and a heartbeat
+        at most. What has begun goes on.
 
         Arguments:
             task_id: the key, as tasks give it.
@@ -178,17 +181,19 @@ class JobSync:
         Raises:
             JobsyncError: the provider raised.
         """
-        desk = self._desk
-        if self._clear_existing_locks:
-            desk.clear_by_creator(desk.creator)
-        if self._lock_provider is None:
+        if self._lock_provider is None and not self._clear_existing_locks:
             return
-        try:
-            self._lock_provider(self)
-        except JobsyncError:
-            raise
-        except Exception as error:
-            raise JobsyncError(f"the lock_provider failed, and the worker waits for it: {error!r}") from error
+        desk = self._desk
+        begun = desk.now()
+        if self._lock_provider is not None:
+            try:
+                self._lock_provider(self)
+            except JobsyncError:
+                raise
+            except Exception as error:
+                raise JobsyncError(f"the lock_provider failed, and the worker waits for it: {error!r}") from error
+        if self._clear_existing_locks:  # not before: in between its keys would run anywhere
+            desk.clear_by_creator(desk.creator, before=begun)
 
     # -- the cluster --------------------------------------------------------------------------------------------
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 
 from jobsync_celery.core.locks import patterns_of
 from jobsync_celery.core.tokens import key_text
@@ -17,6 +17,8 @@ from jobsync_celery.store.locks import TaskLock
 from jobsync_celery.store.schema import ensure_schema
 
 _DAY_SEC = 86400.0
+#: A hundred years: dates that Python and PostgreSQL both know.
+_MOST_DAYS = 36_525
 #: Seconds for thousands of locks at once.
 _PATIENCE = 60.0
 
@@ -33,7 +35,7 @@ class LockDesk:
     def __init__(self, cluster: Cluster, creator: str) -> None:
         self._cluster = cluster
         self.creator = creator
-        self._locks = TaskLocks(cluster.store, cluster.shape)
+        self._locks = TaskLocks(cluster.store, cluster.shape, cluster.config.rejoin_grace_sec)
 
     def register(self, requests: Iterable[tuple[object, Patterns, str | None, float | None]]) -> int:
         """Lock keys, given as (key, patterns, reason, days until it expires); how many keys that are.
@@ -51,10 +53,15 @@ class LockDesk:
         with self._changing() as tx:
             return self._locks.clear(tx, texts)
 
-    def clear_by_creator(self, creator: str) -> int:
-        """Unlock what ``creator`` had locked; how many keys that were."""
+    def clear_by_creator(self, creator: str, before: datetime | None = None) -> int:
+        """Unlock what ``creator`` had locked, before a time of the database if given; how many keys that were."""
         with self._changing() as tx:
-            return self._locks.clear_by_creator(tx, creator)
+            return self._locks.clear_by_creator(tx, creator, before)
+
+    def now(self) -> datetime:
+        """The database's time."""
+        with self._changing() as tx:
+            return self._cluster.store.locks.now(tx)
 
     def clear_all(self) -> int:
         """Unlock everything; how many keys that were."""
@@ -90,6 +97,9 @@ def _request(key: object, patterns: Patterns, reason: object, expires_in_days: o
 def _seconds(key: str, days: object) -> float | None:
     if days is None:
         return None
-    if not isinstance(days, (int, float)) or isinstance(days, bool) or not math.isfinite(days) or days <= 0:
-        raise LockInvalid(f"the lock of {key!r} must expire in a positive number of days, not {days!r}")
+    if not isinstance(days, (int, float)) or isinstance(days, bool) or not 0 < days <= _MOST_DAYS:
+        raise LockInvalid(
+            f"the lock of {key!r} must expire in more than 0 and at most {_MOST_DAYS} days, not {days!r}; leave the"
+            " days away for a lock that does not expire"
+        )
     return days * _DAY_SEC

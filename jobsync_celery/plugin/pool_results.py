@@ -40,6 +40,14 @@ class PoolResults:
             if fileno in self._pool._fileno_to_outq:
                 self._hub.add_reader(fileno, reader)
 
+    def bury(self) -> bool:
+        """Notice which children have died, as a pool does not that is closing; false if none is left.
+
+        Their tasks fail as they would have before, or are given to another child if no body had begun.
+        """
+        self._pool._join_exited_workers()
+        return bool(self._pool._pool)
+
     def _read(self, fileno: int) -> None:
         reader = self._begun.pop(fileno, None) or self._waiting(fileno)
         if reader is None:

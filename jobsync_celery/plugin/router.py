@@ -15,7 +15,7 @@ from jobsync_celery.plugin.coordinated import Registry
 
 #: Message header: which publish a run belongs to. A retry keeps it; a new publish or ``replace`` makes a new one.
 ORIGIN = "jobsync_origin"
-#: Message header: how often a message was forwarded to another queue.
+#: Message header: how often a message was forwarded to another queue, but for those that followed a task lock.
 HOPS = "jobsync_hops"
 
 
@@ -93,9 +93,9 @@ class TokenRouter:
         if coordination is None:
             return None
         queue = self._queues.for_key(coordination.key(args, kwargs), coordination.pool)
-        headers = options.get("headers")
-        if not headers or ORIGIN not in headers:
-            options["headers"] = {**(headers or {}), ORIGIN: os.urandom(8).hex()}
+        headers = {ORIGIN: os.urandom(8).hex(), **(options.get("headers") or {})}
+        headers.pop(HOPS, None)  # a retry copies the headers of the message before it
+        options["headers"] = headers
         return {"queue": queue}
 
 

@@ -100,11 +100,11 @@ class WorkerNode:
             held=self._held,
             ordinary=worker.process_task,
             misplaced=lambda delivery: self._border.misplaced(delivery),
-            relocated=lambda delivery, place: self._border.relocated(delivery, place),
+            relocated=lambda *relocated: self._border.relocated(*relocated),
             unwelcome=self._unwelcome,
             gone=lambda: self._border.look(),
         )
-        self._border = Border(self._inbox, self.gate, self._consumption, self._courier, cluster.queues)
+        self._border = Border(self._inbox, self.gate, self._consumption, self._courier, self._held, cluster.queues)
         self._pulse = Pulse(turns=worker.pool_cls.__module__.rpartition(".")[2] != "solo")
         self._tenancy = self._make_tenancy()
         self.node = Node(
@@ -169,7 +169,7 @@ class WorkerNode:
         self._window.detach()
         self.gate.connection_lost()
         self._pulse.disconnected()
-        self._border.cut_off = True
+        self._border.disconnected()
 
     def drain(self, consumer: Any) -> None:
         """Warm shutdown: hand over at once, let what runs finish, and acknowledge it while there is a connection.
@@ -195,6 +195,8 @@ class WorkerNode:
                 logger.error("jobsync: stopping without having recorded and handed over everything: the lease ends it")
                 break
             self._worker.hub.run_once()
+            if self._results is not None and not self._results.bury():
+                self.gate.flushed()  # what no child had begun
         self._leave()
 
     def _drained(self) -> bool:
@@ -307,6 +309,7 @@ class WorkerNode:
         pool.flush = fenced_flush
 
     def _hook_in(self, hub: Any) -> None:
+        self.gate.later = self._inbox.later
         signals.worker_process_init.connect(self._in_child, weak=False)
         hub.on_tick.update((self._claimer.flush, self._pulse.turned))
         hub.on_close.add(self._on_hub_close)

@@ -62,7 +62,7 @@ class Leadership:
         self._store = store
         self._link = link
         self._tokens = TokenMap(shape.total_tokens, shape.partitions, shape.hash_function)
-        self._task_locks = TaskLocks(store, shape)
+        self._task_locks = TaskLocks(store, shape, rejoin_grace)
         self._events = events
         self._name = name
         self._interval = interval
@@ -131,14 +131,15 @@ class Leadership:
         if self._plan_at is not None and now >= self._plan_at:
             self._plan(now)
         if self._lock_due is not None and now >= self._lock_due:
-            self._expire_locks()
+            self._expire_locks(now)
 
-    def _expire_locks(self) -> None:
+    def _expire_locks(self, now: float) -> None:
         """Clear the task locks that are due; the next heartbeat tells when the next ones are."""
-        self._lock_due = None
+        self._lock_due = now + _LATER_SEC
         with self._link.transaction() as tx:
             expired = self._task_locks.expire(tx)
         if expired:
+            self._lock_due = None
             self._events("locks_expired", count=expired)
 
     def _composition(self) -> frozenset[tuple[int, bool, float]]:

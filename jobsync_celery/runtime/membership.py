@@ -165,8 +165,10 @@ class Membership:
             return False
         with self._link.transaction() as tx:
             if incumbent is not None and evictable:
-                proven = self._hold.proves_gone(incumbent.presence)
                 self._store.leaders.lock(tx)
+            self._store.nodes.outlive(tx, timeline)
+            if incumbent is not None and evictable:
+                proven = self._hold.proves_gone(incumbent.presence)
                 renewals = None if proven else incumbent.renewals
                 evict(tx, self._store, self.name, incumbent.incarnation, renewals, timeline)
             incarnation = self._store.nodes.register(tx, self.identity, timeline)

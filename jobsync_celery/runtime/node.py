@@ -213,7 +213,8 @@ class Node:
         """First contact: tables, lock pools of our tasks, and the channel on which the others wake us."""
         ensure_schema(self._store.database, self._settings.shape)
         with self._link.transaction() as tx:
-            pools = TaskLocks(self._store, self._settings.shape).ensure_pools(tx, self._settings.pools)
+            locks = TaskLocks(self._store, self._settings.shape, self._settings.rejoin_grace)
+            pools = locks.ensure_pools(tx, self._settings.pools)
         self._surface.learn(
             {number: LockPartition(pool, at) for pool, each in pools.items() for at, number in enumerate(each)}
         )
@@ -243,11 +244,16 @@ class Node:
             self._trusted = True
             self._resume()
         self.leadership.observe(answer, sent_at, now)
-        self._sync = self._sync or answer.misplaced
+        self._sync = self._sync or answer.misplaced or answer.caretaking != self.ownership.caretaking
         self._surface.recheck()
         self._roster.learn(answer)
         if answer.locks_version != self.placement.version:
-            self.placement.learn(self._store.locks.placements(self._link))
+            self._learn_locks()
+
+    def _learn_locks(self) -> None:
+        placements = self._store.locks.placements(self._link)
+        self.placement.learn(placements)
+        self._surface.reconsider(placements.locked)
 
     def _heard(self, answer: Renewal) -> None:
         if answer.locks_version != self.placement.version:

@@ -33,6 +33,9 @@ class Surface(Protocol):
     def recheck(self) -> None:
         """A claim ended elsewhere: keys that were held back for it may go on."""
 
+    def reconsider(self, locked: Mapping[str, int]) -> None:
+        """These keys are locked, to these partitions, and no others: take back what was granted where a key was."""
+
 
 class Ownership:
     """The partitions of this incarnation; belongs to the node's thread, except :meth:`stopped`.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from jobsync_celery.core.locks import pool_of
 from jobsync_celery.core.tokens import TokenMap
@@ -33,11 +34,16 @@ class LockRequest:
 
 
 class TaskLocks:
-    """The task locks of one cluster. Every method works inside a transaction of the caller's."""
+    """The task locks of one cluster. Every method works inside a transaction of the caller's.
 
-    def __init__(self, store: Store, shape: ClusterShape) -> None:
+    Arguments:
+        rejoin_grace: how long the partitions of a dead node wait for its name to return, in seconds.
+    """
+
+    def __init__(self, store: Store, shape: ClusterShape, rejoin_grace: float = 0.0) -> None:
         self._store = store
         self._kind = shape.kind
+        self._rejoin_grace = rejoin_grace
         self._tokens = TokenMap(shape.total_tokens, shape.partitions, shape.hash_function)
         lock_partitions = min(shape.lock_partitions, shape.total_tokens)
         self._pool_tokens = TokenMap(shape.total_tokens, lock_partitions, shape.hash_function)
@@ -52,6 +58,9 @@ class TaskLocks:
         if not wanted:
             return
         pools = {key: pool_of(request.patterns) for key, request in wanted.items()}
+        if not self._store.partitions.pools(tx).keys() >= set(pools.values()):
+            self._store.leaders.lock(tx)
+        self._store.locks.take_turns(tx)
         self._store.locks.introduce(tx, created_by, self._kind)
         numbers = self.ensure_pools(tx, pools.values())
         self._hold_still(tx, wanted)
@@ -69,19 +78,34 @@ class TaskLocks:
 
     def clear(self, tx: Connection, keys: Collection[str]) -> int:
         """Unlock these keys; how many were locked."""
-        return self._clear(tx, keys)
+        self._store.locks.take_turns(tx)
+        self._hold_still(tx, keys)
+        return self._store.locks.clear(tx, keys)
 
-    def clear_by_creator(self, tx: Connection, created_by: str) -> int:
-        """Unlock everything that one creator had locked; how many keys that were."""
-        return self._clear(tx, self._store.locks.keys(tx, created_by))
+    def clear_by_creator(self, tx: Connection, created_by: str, before: datetime | None = None) -> int:
+        """Unlock what one creator had locked, before a time if one is given; how many keys that were."""
+        self._store.locks.take_turns(tx)
+        keys = self._store.locks.created(tx, created_by, before)
+        self._hold_still(tx, keys)
+        return self._store.locks.clear_created(tx, keys, created_by, before)
 
     def clear_all(self, tx: Connection) -> int:
         """Unlock everything; how many keys that were."""
-        return self._clear(tx, self._store.locks.keys(tx))
+        self._store.locks.take_turns(tx)
+        keys = self._store.locks.keys(tx)
+        self._hold_still(tx, keys)
+        return self._store.locks.clear(tx, keys)
 
     def expire(self, tx: Connection) -> int:
-        """Unlock the keys whose locks have expired, by the database's clock; how many that were."""
-        return self._clear(tx, self._store.locks.due(tx), due=True)
+        """Unlock the keys whose locks have expired, by the database's clock; how many that were.
+
+        None at once if somebody changes locks just now: an operator's open transaction must not hold up the leader.
+        """
+        if not self._store.locks.take_turns(tx, wait=False):
+            return 0
+        keys = self._store.locks.due(tx)
+        self._hold_still(tx, keys)
+        return self._store.locks.clear_due(tx, keys)
 
     def ensure_pools(self, tx: Connection, pools: Collection[str]) -> Mapping[str, tuple[int, ...]]:
         """Add the pools that do not exist yet, and plan for them; the partitions of all pools.
@@ -105,15 +129,11 @@ class TaskLocks:
         ranges = [self._pool_tokens.range(number) for number in range(self._pool_tokens.partitions)]
         added = {pool: partitions.add_pool(tx, pool, ranges) for pool in missing}
         if any(seat.target is not None for seat in partitions.seats(tx)):  # the first plan is the leader's own
-            rebalance(tx, self._store, self._tokens, "task locks")
+            awaited = self._store.nodes.awaited(tx, self._rejoin_grace)
+            rebalance(tx, self._store, self._tokens, "task locks", awaited)
         return {**known, **added}
-
-    def _clear(self, tx: Connection, keys: Collection[str], *, due: bool = False) -> int:
-        if not keys:
-            return 0
-        self._hold_still(tx, keys)
-        return self._store.locks.clear(tx, keys, due=due)
 
     def _hold_still(self, tx: Connection, keys: Iterable[str]) -> None:
         """Let no claim of these keys be made, wherever they are, until the transaction ends."""
-        self._store.partitions.hold_still(tx, {self._tokens.partition_for(key) for key in keys})
+        if numbers := {self._tokens.partition_for(key) for key in keys}:
+            self._store.partitions.hold_still(tx, numbers)

@@ -122,6 +122,10 @@ class Tenancy:
             self._changed.notify_all()
         self._inner.recheck()
 
+    def reconsider(self, locked: Mapping[str, int]) -> None:
+        """These keys are locked, and no others: take back what was granted where a key was."""
+        self._inner.reconsider(locked)
+
     # -- what the others report ---------------------------------------------------------------------------------
 
     def ended(self, partitions: frozenset[int]) -> None:

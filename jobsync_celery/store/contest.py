@@ -43,7 +43,9 @@ class Contest:
         self._owned = sql(
             "WITH me AS (SELECT incarnation FROM {node} WHERE name = :name AND incarnation = :incarnation"
             " AND state IN ('live', 'draining') AND {same_server} FOR KEY SHARE)"
-            " SELECT p.partition_id, p.caretaker FROM {partition} p, me"
+            # Who was a caretaker until its new owner was planned may not run what it still has.
+            " SELECT p.partition_id, p.pool <> '' AND (p.caretaker OR p.target IS DISTINCT FROM :name) AS caretaker"
+            " FROM {partition} p, me"
             " WHERE p.partition_id = ANY(CAST(:partitions AS int[]))"
             " AND p.owner_incarnation = :incarnation ORDER BY p.partition_id FOR SHARE OF p"
         )
@@ -84,9 +86,10 @@ class Contest:
         )
         self._take_over = sql(
             "UPDATE {claim} c SET state = 'running', node = :name, incarnation = :incarnation,"
-            " attempt = c.attempt + (c.state = 'lost')::int, created_on = clock_timestamp(), finished_on = NULL,"
-            " started = false, awaited = false"
-            " FROM {wanted} WHERE {same_run}"
+            " partition_id = w.partition_id, attempt = c.attempt + (c.state = 'lost')::int,"
+            " created_on = clock_timestamp(), finished_on = NULL, started = false, awaited = false"
+            " FROM unnest(CAST(:task_ids AS text[]), CAST(:origins AS text[]), CAST(:retries AS int[]),"
+            " CAST(:partitions AS int[])) AS w (task_id, origin, retries, partition_id) WHERE {same_run}"
             " AND (c.state = 'lost' OR (c.state = 'running' AND c.incarnation = :incarnation))"
             " AND NOT EXISTS (SELECT FROM {claim} other WHERE other.task_key = c.task_key AND other.state = 'running'"
             " AND (other.task_id, other.origin, other.retries) <> (c.task_id, c.origin, c.retries))"
@@ -107,7 +110,7 @@ class Contest:
             " WHERE c.task_id = holders.task_id AND c.origin = holders.origin AND c.retries = holders.retries"
         )
         self._standing = sql(
-            "SELECT w.task_id, w.origin, w.retries, own.state, own.reason, holder.node,"
+            "SELECT w.task_id, w.origin, w.retries, own.state, own.reason, holder.node, holder.awaited,"
             " EXISTS (SELECT FROM {claim} later WHERE later.task_id = w.task_id AND later.origin = w.origin"
             " AND later.retries > w.retries) AS superseded"
             " FROM unnest(CAST(:task_ids AS text[]), CAST(:origins AS text[]), CAST(:retries AS int[]),"
@@ -163,8 +166,8 @@ class Contest:
         places = {(row.task_key, row.home_id): row for row in tx.execute(self._places, params)} if here else {}
         for want in here:
             row = places.get((want.key, want.partition if want.home is None else want.home))
-            if row is None:
-                outcomes[want.run] = NotOurs()
+            if row is None:  # its home is not in the tables
+                outcomes[want.run] = Unserved("")
             elif row.partition_id != want.partition:
                 outcomes[want.run] = Elsewhere(row.partition_id, row.pool, row.position, row.locked)
             elif owned[want.partition]:
@@ -180,12 +183,13 @@ class Contest:
         """Take over what a dead holder left, or what this incarnation claimed without hearing the answer.
 
         Whoever runs a key that is wanted here is told so, before the last try: either its end comes before that, or
-        it finds the mark and says so.
+        it finds the mark and says so. Only who has the row locked, to end it perhaps, cannot be told.
         """
         tx.execute(self._settle_keys, {"keys": [want.key for want in left]})
         runs = arrays(want.run for want in left)
         tx.execute(self._give_up, {**runs, "max_lost_runs": max_lost_runs})
-        taken = {Run(*row) for row in tx.execute(self._take_over, {**me, **runs})}
+        partitions = [want.partition for want in left]
+        taken = {Run(*row) for row in tx.execute(self._take_over, {**me, **runs, "partitions": partitions})}
         tx.execute(self._await, {"keys": [want.key for want in left if want.run not in taken]})
         return taken | self._insert_claims(tx, me, [want for want in left if want.run not in taken])
 
@@ -201,7 +205,7 @@ class Contest:
             elif row.superseded or row.state in ("done", "failed", "retried"):
                 refusals[run] = Known(row.state or "retried")
             else:
-                refusals[run] = Busy(row.node or "")
+                refusals[run] = Busy(row.node or "", told=bool(row.awaited))
         return refusals
 
 

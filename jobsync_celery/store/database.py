@@ -79,6 +79,7 @@ class Tables:
     timeline: str
     commit_claims: str
     locks_changed: str
+    locks_checked: str
 
 
 class Database:
@@ -186,12 +187,13 @@ class Database:
 
 
 def set_patience(tx: Connection, seconds: float) -> None:
-    """Let the rest of this transaction take longer than the session's timeouts; see :class:`Timeouts`.
+    """Let statements of this transaction take longer than the session's timeouts; see :class:`Timeouts`.
 
-    The client's own limit stays raised for the connection: use it on short-lived ones.
+    Who falls silent between two of them is still ended soon, since it may hold what others wait for. The client's own
+    limit stays raised for the connection: use it on short-lived ones.
     """
     tx.execution_options(**{_PATIENCE: seconds})
-    names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    names = ("statement_timeout", "lock_timeout")
     columns = ", ".join(f"set_config('{name}', :limit, true)" for name in names)
     tx.execute(text(f"SELECT {columns}"), {"limit": str(_milliseconds(seconds))})
 

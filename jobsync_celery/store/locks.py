@@ -74,12 +74,23 @@ class Locks:
             " partition_id = excluded.partition_id, reason = excluded.reason, created_at = excluded.created_at,"
             " created_by = excluded.created_by, expires_at = excluded.expires_at"
         )
+        # Every change counts itself in this row, by a trigger.
+        self._take_turns = sql("SELECT FROM {cluster} FOR NO KEY UPDATE")
+        self._take_turn = sql("SELECT FROM {cluster} FOR NO KEY UPDATE SKIP LOCKED")
         self._clear = sql("DELETE FROM {lock} WHERE task_id = ANY(CAST(:keys AS text[]))")
         self._clear_due = sql(
             "DELETE FROM {lock} WHERE task_id = ANY(CAST(:keys AS text[])) AND expires_at <= clock_timestamp()"
         )
-        self._by_creator = sql("SELECT task_id FROM {lock} WHERE created_by = :created_by")
+        self._clear_created = sql(
+            "DELETE FROM {lock} WHERE task_id = ANY(CAST(:keys AS text[])) AND created_by = :created_by"
+            " AND (CAST(:before AS timestamptz) IS NULL OR created_at < :before)"
+        )
+        self._by_creator = sql(
+            "SELECT task_id FROM {lock} WHERE created_by = :created_by"
+            " AND (CAST(:before AS timestamptz) IS NULL OR created_at < :before)"
+        )
         self._all = sql("SELECT task_id FROM {lock}")
+        self._now = sql("SELECT clock_timestamp()")
         self._due = sql("SELECT task_id FROM {lock} WHERE expires_at <= clock_timestamp()")
         self._list = sql(
             "SELECT l.task_id, p.pool, l.reason, l.created_at, l.created_by, l.expires_at, l.partition_id,"
@@ -114,15 +125,39 @@ class Locks:
         """Leave a row for a creator of locks that is no node, so that its locks are not taken for orphans."""
         tx.execute(self._creator, {"name": name, "kind": kind})
 
-    def clear(self, tx: Connection, keys: Collection[str], *, due: bool = False) -> int:
-        """Clear the locks of these keys, only those that have expired if ``due``; how many there were."""
-        return tx.execute(self._clear_due if due else self._clear, {"keys": list(keys)}).rowcount
+    def take_turns(self, tx: Connection, *, wait: bool = True) -> bool:
+        """Until the transaction ends nobody else changes locks; false if somebody does now, and we do not wait.
 
-    def keys(self, tx: Connection, created_by: str | None = None) -> list[str]:
-        """The keys that are locked, by anybody or by one creator."""
-        if created_by is None:
-            return list(tx.execute(self._all).scalars())
-        return list(tx.execute(self._by_creator, {"created_by": created_by}).scalars())
+        To be called before partitions are locked: somebody's open transaction must not make others hold those.
+        """
+        return bool(tx.execute(self._take_turns if wait else self._take_turn).rowcount)
+
+    def clear(self, tx: Connection, keys: Collection[str]) -> int:
+        """Clear the locks of these keys; how many there were."""
+        return tx.execute(self._clear, {"keys": list(keys)}).rowcount
+
+    def clear_due(self, tx: Connection, keys: Collection[str]) -> int:
+        """Clear those locks of these keys that have expired."""
+        return tx.execute(self._clear_due, {"keys": list(keys)}).rowcount
+
+    def clear_created(self, tx: Connection, keys: Collection[str], created_by: str, before: datetime | None) -> int:
+        """Clear those locks of these keys that one creator set, before a time if one is given."""
+        return tx.execute(
+            self._clear_created, {"keys": list(keys), "created_by": created_by, "before": before}
+        ).rowcount
+
+    def keys(self, tx: Connection) -> list[str]:
+        """The keys that are locked."""
+        return list(tx.execute(self._all).scalars())
+
+    def created(self, tx: Connection, created_by: str, before: datetime | None) -> list[str]:
+        """The keys that one creator has locked, before a time if one is given."""
+        return list(tx.execute(self._by_creator, {"created_by": created_by, "before": before}).scalars())
+
+    def now(self, tx: Connection) -> datetime:
+        """The database's clock, by which locks are created and expire."""
+        now: datetime = tx.execute(self._now).scalar_one()
+        return now
 
     def due(self, tx: Connection) -> list[str]:
         """The keys whose locks have expired, by the database's clock."""

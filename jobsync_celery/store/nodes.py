@@ -65,6 +65,7 @@ class Renewal:
     running claim still belongs to an incarnation that is gone. ``members`` is empty unless this node watches.
     ``locks_version`` counts the changes of task locks; ``lock_due`` is in how many seconds the next one expires.
     ``roster`` is told if it was asked for: a text that changes whenever a node joins, goes or begins to drain.
+    ``caretaking`` are the lock pools' partitions of this node whose keys it may not run.
     """
 
     state: str
@@ -76,6 +77,7 @@ class Renewal:
     locks_version: int = 0
     lock_due: float | None = None
     roster: str | None = None
+    caretaking: frozenset[int] = frozenset()
 
     @property
     def watching(self) -> bool:
@@ -145,7 +147,9 @@ class Nodes:
             # Later incarnations are larger numbers, so no two sets that follow each other agree in count and sum.
             " CASE WHEN :curious THEN (SELECT concat_ws(' ', count(*), sum(o.incarnation),"
             " count(*) FILTER (WHERE o.state = 'draining'), sum(o.incarnation) FILTER (WHERE o.state = 'draining'))"
-            " FROM {node} o WHERE o.state IN ('live', 'draining')) END AS roster"
+            " FROM {node} o WHERE o.state IN ('live', 'draining')) END AS roster,"
+            " (SELECT array_agg(p.partition_id) FROM {partition} p WHERE p.owner_incarnation = :incarnation"
+            " AND p.pool <> '' AND (p.caretaker OR p.target IS DISTINCT FROM :name)) AS caretaking"
             " FROM mine, duty",
         )
         self._members = sql(
@@ -189,14 +193,16 @@ class Nodes:
         [row] = link.statement(self._generation)
         return Generation(int(row.recorded), int(row.current))
 
+    def outlive(self, tx: Connection, timeline: int) -> None:
+        """Record that every lease from before the failover to this timeline has ended."""
+        tx.execute(self._outlive, {"timeline": timeline})
+
     def register(self, tx: Connection, identity: Identity, timeline: int | None = None) -> int | None:
         """Insert the node as a new incarnation; None if a node that is not gone holds the name.
 
-        If ``timeline`` is given: None as well if the server is on another one, and recorded as outlived otherwise.
+        If ``timeline`` is given: None as well if the server is on another one.
         """
         row = tx.execute(self._register, {**vars(identity), "timeline": timeline}).first()
-        if row is not None and timeline is not None:
-            tx.execute(self._outlive, {"timeline": timeline})
         return int(row.incarnation) if row else None
 
     def renew(self, link: Link, name: str, incarnation: int, curious: bool = False) -> Renewal | None:
@@ -221,6 +227,7 @@ class Nodes:
             row.locks_version,
             row.lock_due,
             row.roster,
+            frozenset(row.caretaking or ()),
         )
 
     def members(self, tx: Connection) -> tuple[Member, ...]:

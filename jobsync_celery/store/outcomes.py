@@ -88,9 +88,13 @@ class GivenUp:
 
 @dataclass(frozen=True)
 class Busy:
-    """The key (or the run itself) is running; ``node`` says where."""
+    """The key (or the run itself) is running; ``node`` says where.
+
+    Unless ``told``, its end may not be announced: it was ending just then.
+    """
 
     node: str
+    told: bool = True
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Unserved:
-    """No live node matches the key's task lock: hold the message until one does, or the lock is gone."""
+    """No live node matches the key's task lock, or none that has its queue yet: hold the message until one does."""
 
     pool: str
 

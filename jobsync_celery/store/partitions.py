@@ -19,7 +19,8 @@ from jobsync_celery.store.database import Database, Link
 class LockPartition(NamedTuple):
     """A partition that carries locked keys: which of its pool's partitions it is.
 
-    A caretaker is its owner only because no live node matches: it holds and sends on, and runs nothing.
+    A caretaker is its owner only because no live node matches, or until one that does has it: it holds and sends on,
+    and runs nothing.
     """
 
     pool: str
@@ -50,7 +51,8 @@ class Partitions:
             " FROM {partition} ORDER BY partition_id"
         )
         self._share = sql(
-            "SELECT p.partition_id, p.target = :name AS wanted, p.owner_incarnation, p.pool, p.caretaker,"
+            "SELECT p.partition_id, p.target = :name AS wanted, p.owner_incarnation, p.pool,"
+            " p.caretaker OR p.target IS DISTINCT FROM :name AS caretaker,"
             " CASE WHEN p.pool <> '' THEN (SELECT count(*) FROM {partition} q"
             " WHERE q.pool = p.pool AND q.first_token < p.first_token) END AS position"
             " FROM {partition} p WHERE p.target = :name OR p.owner_incarnation = :incarnation"
@@ -94,8 +96,11 @@ class Partitions:
             " RETURNING partition_id"
         )
         self._forget_plan = sql(
-            "UPDATE {partition} SET target = NULL, caretaker = false, version = version + 1"
-            " WHERE target IS NOT NULL AND NOT EXISTS (SELECT FROM {node} WHERE state IN ('live', 'draining'))"
+            "WITH planned AS (SELECT partition_id FROM {partition} WHERE target IS NOT NULL"
+            " AND NOT EXISTS (SELECT FROM {node} WHERE state IN ('live', 'draining'))"
+            " ORDER BY partition_id FOR UPDATE)"
+            " UPDATE {partition} p SET target = NULL, caretaker = false, version = p.version + 1"
+            " FROM planned WHERE p.partition_id = planned.partition_id"
         )
         self._free_orphans = sql(
             "WITH orphans AS (SELECT p.partition_id FROM {partition} p WHERE p.owner_incarnation IS NOT NULL"

@@ -74,7 +74,7 @@ def ensure_schema(database: Database, settings: ClusterShape) -> ClusterInfo:
 def drop_schema(database: Database) -> None:
     """Drop everything that :func:`ensure_schema` made, with all data; for tests and tools."""
     tables = asdict(database.tables)
-    functions = [tables.pop(noun) for noun in ("timeline", "commit_claims", "locks_changed")]
+    functions = [tables.pop(noun) for noun in ("timeline", "commit_claims", "locks_changed", "locks_checked")]
     view = tables.pop("token")
     sequences = [tables.pop(noun) for noun in ("incarnation_seq", "fence_seq")]
     with database.transaction("jobsync schema") as tx:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -77,6 +78,42 @@ def test_what_waits_for_a_running_task_follows_the_lock_when_it_ends(celery_setu
     [running, *following] = site.history.runs()
     assert running.node == cpu and following[0].began < running.last + HEARTBEAT / 2
     site.assert_once([long.id, *(result.id for result in waiting)])
+    site.assert_brokers_are_empty()
+
+
+@pytest.mark.cluster("cpu1", "gpu1")
+def test_what_waits_for_a_pool_slot_follows_the_lock_while_the_slots_are_full(
+    celery_setup: Any, site: Site, tmp_path: Path
+) -> None:
+    cpu, gpu = site.node("cpu1"), site.node("gpu1")
+    hold = tmp_path / "hold"
+    hold.touch()
+    long = [site.call("as_long_as", site.key_of(cpu, "long", n), n, str(hold)) for n in range(2)]
+    site.until_begun(*(result.id for result in long))
+    key = site.key_of(cpu, "late")
+    late = site.call("step", key)
+    until(lambda: [claim["node"] for claim in site.claims(late.id)] == [cpu], "its claim is granted")
+    site.app.jobsync.register_lock(key, "gpu%")
+    site.until_ended(late.id)
+    assert nodes_of(site, late.id) == {gpu}
+    assert not site.history.ended() & {result.id for result in long}
+    hold.unlink()
+    site.until_ended(*(result.id for result in long))
+    site.assert_once([late.id, *(result.id for result in long)])
+    assert [claim["lost_runs"] for claim in site.claims(late.id)] == [0]
+    site.assert_brokers_are_empty()
+
+
+@pytest.mark.cluster("cpu1", "gpu1")
+def test_messages_of_every_kind_follow_a_lock(celery_setup: Any, site: Site) -> None:
+    """kombu unpacks what was compressed, and reads an expiration in other units than it is given."""
+    key = site.key_of(site.node("cpu1"))
+    site.app.jobsync.register_lock(key, "gpu%")
+    kinds: list[dict[str, Any]] = [{"compression": "gzip"}, {"expires": 60}, {"priority": 3}, {}]
+    results = [site.call("step", key, n, **options) for n, options in enumerate(kinds)]
+    site.until_ended(*(result.id for result in results))
+    assert nodes_of(site, *(result.id for result in results)) == {site.node("gpu1")}
+    site.assert_once(result.id for result in results)
     site.assert_brokers_are_empty()
 
 

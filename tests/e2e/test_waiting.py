@@ -1,5 +1,7 @@
 """What a worker only has in hand, for an ETA, a rate limit or its key, when it goes or is killed."""
 
+import os
+import signal
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -48,6 +50,26 @@ def test_a_cold_shutdown_leaves_nothing_behind_and_what_ran_runs_elsewhere(celer
     site.assert_once(result.id for result in held)
     site.assert_serial()
     assert {claim["state"] for claim in site.settled()} == {"done"}
+    site.assert_brokers_are_empty()
+
+
+@pytest.mark.cluster("w1", "w2", options=("-c", "1"))
+def test_a_child_that_dies_while_its_worker_stops_holds_up_neither_the_worker_nor_its_task(
+    celery_setup: Any, site: Site
+) -> None:
+    """Celery has closed the pool by then, so it does not look for children that have died."""
+    leaver = celery_setup.worker_cluster[0]
+    key = site.key_of(leaver.hostname())
+    cut, held = site.call("slow_first", key, 0, 60), site.call("step", key, 1)
+    site.until_begun(cut.id)
+    leaver.kill("SIGTERM")
+    until(lambda: "is draining" in leaver.logs(), "the worker stops")
+    [run] = site.history.runs(cut.id)
+    os.kill(run.pid, signal.SIGKILL)
+    assert leaver.container.wait() == 0
+    assert site.results([cut, held]) == [0, 1]
+    assert {claim["attempt"] for claim in site.settled(cut.id)} == {2}
+    site.assert_once([held.id])
     site.assert_brokers_are_empty()
 
 

@@ -64,6 +64,7 @@ class RecordingSurface:
         self.calls: list[tuple[str, frozenset[int]]] = []
         self.stopped: Callable[[frozenset[int]], None] | None = None
         self.recovered = self.rechecked = 0
+        self.locked: list[dict[str, int]] = []
 
     def learn(self, pools: Mapping[int, LockPartition]) -> None:
         self.learnt.update(pools)
@@ -83,6 +84,9 @@ class RecordingSurface:
 
     def recheck(self) -> None:
         self.rechecked += 1
+
+    def reconsider(self, locked: Mapping[str, int]) -> None:
+        self.locked.append(dict(locked))
 
 
 class Outage:

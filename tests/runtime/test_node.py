@@ -14,6 +14,7 @@ from jobsync_celery.errors import StoreUnavailable
 from jobsync_celery.runtime.leadership import FirstPlan
 from jobsync_celery.runtime.lease import Lease
 from jobsync_celery.runtime.node import Node, NodeSettings
+from jobsync_celery.runtime.task_locks import LockRequest, TaskLocks
 from jobsync_celery.servers import PrivatePostgres
 from jobsync_celery.store.database import Database, Link, Timeouts
 from jobsync_celery.store.nodes import Nodes, Renewal
@@ -258,6 +259,20 @@ def test_an_idle_node_sends_at_most_one_statement_per_heartbeat_and_leads_for_fr
     for worker in cluster.workers.values():
         assert worker.statements <= beats[worker.name] + 1, worker.name  # one may be under way
         assert worker.surface.rechecked >= 8
+
+
+def test_a_node_tells_its_surface_of_every_change_of_the_task_locks(cluster: Cluster) -> None:
+    cluster.start("a")
+    told = cluster.workers["a"].surface.locked
+    eventually(lambda: told == [{}])
+    locks = TaskLocks(cluster.store, SHAPE)
+    with cluster.store.database.transaction() as tx:
+        locks.set(tx, [LockRequest("key", ("a%",), None, None)], "script")
+    pool = SHAPE.partitions  # the first number behind the ordinary ones
+    eventually(lambda: told[-1] == {"key": pool})
+    with cluster.store.database.transaction() as tx:
+        locks.clear(tx, ["key"])
+    eventually(lambda: told == [{}, {"key": pool}, {}])
 
 
 def test_a_node_that_drains_in_an_outage_does_not_wait_for_it_and_says_so_afterwards(

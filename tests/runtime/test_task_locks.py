@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -13,7 +14,7 @@ from stage import SHAPE, eventually, join, rows, store_at
 
 from jobsync_celery.core.model import Run
 from jobsync_celery.core.tokens import TokenMap
-from jobsync_celery.errors import TooManyPools
+from jobsync_celery.errors import StoreError, TooManyPools
 from jobsync_celery.runtime.rebalancing import rebalance
 from jobsync_celery.runtime.task_locks import MOST_POOLS, LockRequest, TaskLocks
 from jobsync_celery.store.outcomes import Busy, Elsewhere, Ending, Granted, Outcome, Unserved, Wanted
@@ -28,7 +29,7 @@ class Cluster:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.locks = TaskLocks(store, SHAPE)
+        self.locks = TaskLocks(store, SHAPE, rejoin_grace=60.0)
         self.incarnations = {name: join(store, name) for name in (CPU, GPU)}
         self._tasks = 0
         self.settle()
@@ -142,6 +143,135 @@ def test_a_lock_that_nobody_matches_leaves_its_pool_with_a_caretaker_who_runs_no
     assert isinstance(cluster.claim("key1", place.partition)[0], Granted)
 
 
+def test_a_caretaker_runs_nothing_while_it_hands_over_to_a_node_that_matches(cluster: Cluster) -> None:
+    cluster.lock("key1", patterns=("tpu-%",))
+    place, _ = cluster.claim("key1")
+    assert isinstance(place, Elsewhere)
+    caretaker = cluster.owner(place.partition)
+    cluster.incarnations["tpu-1"] = join(cluster.store, "tpu-1")
+    with cluster.store.database.transaction() as tx:
+        rebalance(tx, cluster.store, TOKENS, "test")
+    assert cluster.owner(place.partition) == caretaker
+    assert cluster.claim("key1", place.partition)[0] == Unserved('["tpu-%"]')
+    with closing(cluster.store.database.link("beat")) as link:
+        answer = cluster.store.nodes.renew(link, caretaker, cluster.incarnations[caretaker])
+        share = cluster.store.partitions.share(link, caretaker, cluster.incarnations[caretaker])
+    assert answer is not None and answer.caretaking == {place.partition}
+    assert share.pools[place.partition].caretaker
+
+
+def test_two_nodes_that_want_the_same_keys_do_not_wait_for_each_other(cluster: Cluster) -> None:
+    """With node patterns of its own a task has keys in one partition, and the other tasks of these in another."""
+    cluster.lock("other")
+    [(pool,)] = rows(cluster.store, "SELECT partition_id FROM {partition} WHERE pool <> ''")
+    at_home = [key for key in map(str, range(5000)) if cluster.owner(TOKENS.partition_for(key)) == CPU][:300]
+    start = threading.Barrier(2)
+
+    def race(node: str, keys: Sequence[str], place: int | None) -> None:
+        with closing(cluster.store.database.link(node)) as link:
+            for turn in range(5):
+                wants = []
+                for key in keys:
+                    at = TOKENS.partition_for(key) if place is None else place
+                    wants.append(Wanted(Run(f"{node}{key}", "o", turn), "t", key, TOKENS.token(key), at, at))
+                start.wait(30)
+                committed = cluster.store.claims.commit(link, node, cluster.incarnations[node], [], wants)
+                ends = [
+                    Ending(want.run, outcome.fence, "done", want.partition)
+                    for want in wants
+                    if isinstance(outcome := committed.outcomes[want.run], Granted)
+                ]
+                cluster.store.claims.commit(link, node, cluster.incarnations[node], ends, [])
+
+    with ThreadPoolExecutor(2) as threads:
+        racing = [threads.submit(race, CPU, at_home, None), threads.submit(race, GPU, at_home[::-1], pool)]
+        for each in racing:
+            each.result(60)
+
+
+def test_a_key_that_is_ending_elsewhere_is_asked_for_again_soon(cluster: Cluster) -> None:
+    """Who ends it has the claim locked, cannot be told that somebody waits, and will not say that it has ended."""
+    key = key_of(cluster, CPU)
+    assert isinstance(cluster.claim(key)[0], Granted)
+    cluster.lock(key)
+    place, _ = cluster.claim(key)
+    assert isinstance(place, Elsewhere)
+    with cluster.store.database.transaction("ends") as ending:
+        ending.execute(cluster.store.database.sql("SELECT FROM {claim} FOR NO KEY UPDATE"))
+        assert cluster.claim(key, place.partition)[0] == Busy(CPU, told=False)
+    assert cluster.claim(key, place.partition)[0] == Busy(CPU)
+
+
+def test_an_open_transaction_on_locks_holds_up_who_changes_locks_and_nobody_else(cluster: Cluster) -> None:
+    cluster.lock("key1", "key2", expires_in=0.001)
+    place, _ = cluster.claim("key1")
+    assert isinstance(place, Elsewhere)
+    blocked = "SELECT FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
+    database = cluster.store.database
+    with ThreadPoolExecutor(1) as thread:
+        with database.transaction("psql") as by_hand:
+            by_hand.execute(database.sql("DELETE FROM {lock} WHERE task_id = 'key2'"))
+            waits = thread.submit(cluster.lock, "key3", patterns=("cpu-%",))
+            eventually(lambda: rows(cluster.store, blocked))
+            granted, want = cluster.claim("key1", place.partition)
+            assert isinstance(granted, Granted)
+            cluster.end(want, granted)
+            with database.transaction("leader") as tx:
+                assert cluster.locks.expire(tx) == 0
+        waits.result(10)
+    with database.transaction("leader") as tx:
+        assert cluster.locks.expire(tx) == 1
+
+
+def test_a_new_kind_of_lock_leaves_the_partitions_of_a_node_that_may_return_alone(cluster: Cluster) -> None:
+    planned = "SELECT partition_id, target FROM {partition} WHERE pool = '' ORDER BY 1"
+    rows(cluster.store, "UPDATE {node} SET state = 'dead', last_heartbeat = clock_timestamp() WHERE name = 'gpu-1'")
+    before = rows(cluster.store, planned)
+    with cluster.store.database.transaction() as tx:
+        cluster.locks.set(tx, [LockRequest("key", ("cpu-%",))], "script")
+    assert rows(cluster.store, planned) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE {lock} SET node_patterns = '[\"cpu-%\"]'",
+        "UPDATE {lock} SET partition_id = 9999",
+        "UPDATE {lock} SET partition_id = 0",
+        "UPDATE {lock} SET expires_at = 'infinity'",
+        "INSERT INTO {lock} (task_id, node_patterns, partition_id) VALUES ('key2', '[\"gpu-%\"]', 0)",
+    ],
+)
+def test_a_lock_made_by_hand_that_would_lead_nowhere_is_refused(cluster: Cluster, change: str) -> None:
+    cluster.lock("key1")
+    with pytest.raises(StoreError, match=r"check constraint|partition_id has to follow from node_patterns"):
+        rows(cluster.store, change)
+    rows(cluster.store, "UPDATE {lock} SET expires_at = clock_timestamp()")
+    with cluster.store.database.transaction() as tx:
+        assert cluster.locks.expire(tx) == 1
+
+
+def test_a_run_whose_home_is_not_in_the_tables_waits_and_disowns_no_partition(cluster: Cluster) -> None:
+    cluster.lock("key1")
+    [(pool,)] = rows(cluster.store, "SELECT partition_id FROM {partition} WHERE pool <> ''")
+    assert cluster.claim("other", pool, home=9999)[0] == Unserved("")
+
+
+def test_a_lost_run_that_a_lock_has_moved_is_recorded_where_it_runs(cluster: Cluster) -> None:
+    key = key_of(cluster, CPU)
+    granted, want = cluster.claim(key)
+    assert isinstance(granted, Granted)
+    cluster.lock(key)
+    place, _ = cluster.claim(key)
+    assert isinstance(place, Elsewhere)
+    with closing(cluster.store.database.link("ends")) as link:
+        cluster.store.claims.commit(link, CPU, 0, [Ending(want.run, granted.fence, "lost", want.partition)], [])
+        moved = want._replace(partition=place.partition)
+        again = cluster.store.claims.commit(link, GPU, cluster.incarnations[GPU], [], [moved])
+    assert isinstance(again.outcomes[want.run], Granted)
+    assert rows(cluster.store, "SELECT node, partition_id FROM {claim}") == [(GPU, place.partition)]
+
+
 def test_no_claim_of_a_key_slips_in_beside_its_locking(cluster: Cluster) -> None:
     """A claim that has begun holds its partition's row, and the lock waits for it."""
     key = key_of(cluster, CPU)
@@ -191,6 +321,17 @@ def test_who_locks_is_known_and_its_locks_are_cleared_by_its_name(cluster: Clust
         assert cluster.locks.clear_all(tx) == 1
     states = dict(rows(cluster.store, "SELECT name, state FROM {node}"))
     assert states == {CPU: "live", GPU: "live", "script": "admin"}
+
+
+def test_a_creator_clears_what_it_had_set_before_and_not_what_it_set_again(cluster: Cluster) -> None:
+    cluster.lock("a", "b", "c")
+    with cluster.store.database.transaction() as tx:
+        begun = cluster.store.locks.now(tx)
+    cluster.lock("b")
+    with cluster.store.database.transaction() as tx:
+        cluster.locks.set(tx, [LockRequest("c", ("%",))], GPU)
+        assert cluster.locks.clear_by_creator(tx, "script", begun) == 1
+        assert {lock.key for lock in cluster.store.locks.list(tx)} == {"b", "c"}
 
 
 def test_what_an_operator_changes_by_hand_counts_like_everything_else(cluster: Cluster) -> None:

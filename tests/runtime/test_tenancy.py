@@ -21,6 +21,7 @@ def stage() -> Iterator[TenancyStage]:
 
 
 def test_where_nobody_listens_every_order_is_passed_on_at_once_and_there_is_no_thread(stage: TenancyStage) -> None:
+    before = set(threading.enumerate())
     stage.tenancy.start(some(1, 2))
     assert stage.surface.calls == [("start", some(1, 2))] and stage.tenancy.held == {1, 2}
     assert stage.tenures.of(1) and stage.tenures.of(2)
@@ -29,7 +30,9 @@ def test_where_nobody_listens_every_order_is_passed_on_at_once_and_there_is_no_t
     stage.tenancy.ended(some(1))
     assert stage.released == {1} and stage.tenures.of(1) == 0
     stage.tenancy.post("node_left", name="b")
-    assert "jobsync-listeners" not in [thread.name for thread in threading.enumerate()]
+    stage.tenancy.reconsider({"key": 3})
+    assert stage.surface.locked == [{"key": 3}]
+    assert "jobsync-listeners" not in {thread.name for thread in set(threading.enumerate()) - before}
 
 
 def test_a_partition_is_consumed_only_when_the_receivers_of_assigned_have_returned(stage: TenancyStage) -> None:

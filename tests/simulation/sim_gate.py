@@ -97,6 +97,9 @@ class SimGate:
     def recover(self) -> None:
         """As in ``runtime.ownership.Surface``; this broker has nothing to recover."""
 
+    def reconsider(self, locked: Mapping[str, int]) -> None:
+        """As in ``runtime.ownership.Surface``; no key is locked here."""
+
     def recheck(self) -> None:
         """As in ``runtime.ownership.Surface``."""
         for delivery in self._of(self.accepting, Stage.PARKED):

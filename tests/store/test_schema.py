@@ -198,8 +198,9 @@ def test_every_statement_of_the_operator_guide_runs_unchanged(database: Database
         "INSERT INTO {node} (name, last_heartbeat) VALUES ('worker-01', clock_timestamp())",
         "INSERT INTO {node} (name, state) VALUES ('script', 'admin')",
         "UPDATE {partition} SET owner = 'worker-01', owner_incarnation = 1",
+        "INSERT INTO {partition} (partition_id, pool, first_token, last_token) VALUES (64, '[\"%gpu%\"]', 0, 9999)",
         "INSERT INTO {lock} (task_id, node_patterns, partition_id, created_by)"
-        " VALUES ('1', '[\"%gpu%\"]', 64, 'gone'), ('2', '[]', 64, 'script')",
+        " VALUES ('1', '[\"%gpu%\"]', 64, 'gone'), ('2', '[\"%gpu%\"]', 64, 'script')",
     )
     link = database.link("operator")
     answers = {statement: link.statement(text(statement)) for statement in GUIDE}

@@ -104,7 +104,7 @@ CREATE TABLE {lock} (
     reason text,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     created_by text,
-    expires_at timestamptz
+    expires_at timestamptz CHECK (isfinite(expires_at))
 );
 CREATE INDEX "{prefix}lock_created_by" ON {lock} (created_by);
 CREATE INDEX "{prefix}lock_expires_at" ON {lock} (expires_at) WHERE expires_at IS NOT NULL;
@@ -159,6 +159,28 @@ BEGIN
 END $$;
 CREATE TRIGGER "{prefix}locks_changed" AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {lock}
     FOR EACH STATEMENT EXECUTE FUNCTION {locks_changed}();
+"""
+
+# A lock that names no queue of its patterns would send messages to where nobody is allowed to run them.
+_LOCKS_CHECKED = """
+CREATE FUNCTION {locks_checked}() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    misfit text;
+BEGIN
+    SELECT a.task_id INTO misfit FROM added a LEFT JOIN {partition} p USING (partition_id)
+    WHERE CASE coalesce(p.pool, '') WHEN '' THEN true ELSE p.pool::jsonb <> a.node_patterns END LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'check_violation',
+            MESSAGE = 'the task lock of ' || quote_literal(misfit) || ' does not fit: partition_id has to follow'
+                ' from node_patterns',
+            HINT = 'Set locks with register_lock(); by hand, only delete them or change when they expire.';
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER "{prefix}locks_added" AFTER INSERT ON {lock} REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION {locks_checked}();
+CREATE TRIGGER "{prefix}locks_updated" AFTER UPDATE ON {lock} REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION {locks_checked}();
 """
 
 # Some managed services refuse to tell the position in the WAL; fences then grow by their sequence alone.
@@ -220,9 +242,11 @@ BEGIN
     IF NOT FOUND THEN
         RETURN;
     END IF;
+    -- Who had locked keys as a caretaker has them still when their new owner is planned, and may not run them either.
     SELECT array_agg(locked.partition_id) INTO held FROM (
         SELECT p.partition_id FROM {partition} p
-        WHERE p.partition_id = ANY (partitions) AND p.owner_incarnation = holder_incarnation AND NOT p.caretaker
+        WHERE p.partition_id = ANY (partitions) AND p.owner_incarnation = holder_incarnation
+            AND (p.pool = '' OR (p.target = holder AND NOT p.caretaker))
         ORDER BY p.partition_id FOR SHARE
     ) AS locked;
 
@@ -239,8 +263,9 @@ BEGIN
         RETURNING c.task_id, c.origin, c.retries, c.fence;
         RETURN;
     END IF;
-    -- With task locks a key may have claims in two partitions, of two owners. Then the order of partition locks does
-    -- not order the fences of a key; its unique index does, so the fence is drawn behind the insert.
+    -- With task locks a key may be claimed in two partitions, by two owners: one after the other, but for locks that
+    -- were changed by hand, and for tasks with node patterns of their own. Then the order of partition locks does not
+    -- order the fences of a key; its unique index does, so the fence is drawn behind the insert.
     INSERT INTO {claim} AS c (task_id, origin, retries, task_name, task_key, token_id, partition_id,
         node, incarnation, fence, attempt, state)
     SELECT w.task_id, w.origin, w.retries, w.task_name, w.task_key, w.token_id, w.partition_id,
@@ -249,6 +274,7 @@ BEGIN
         token_id int, partition_id int, home_id int)
     WHERE w.partition_id = ANY (held) AND {grantable}
         AND w.partition_id = coalesce((SELECT l.partition_id FROM {lock} l WHERE l.task_id = w.task_key), w.home_id)
+    ORDER BY w.task_key
     ON CONFLICT DO NOTHING;
     RETURN QUERY
     UPDATE {claim} c SET fence = (this_timeline << 40) + nextval('{fence_seq}')
@@ -271,5 +297,15 @@ _GRANTABLE = """
 def upgrade(names: Mapping[str, str]) -> None:
     """Create everything; ``names`` gives the quoted table names, and the bare prefix for indexes."""
     names = {**names, "grantable": _GRANTABLE.strip().format_map(names)}
-    for script in (_NODES, _PARTITIONS, _CLAIMS, _LOCKS, _HISTORY, _LOCKS_CHANGED, _TIMELINE, _COMMIT_CLAIMS):
+    for script in (
+        _NODES,
+        _PARTITIONS,
+        _CLAIMS,
+        _LOCKS,
+        _HISTORY,
+        _LOCKS_CHANGED,
+        _LOCKS_CHECKED,
+        _TIMELINE,
+        _COMMIT_CLAIMS,
+    ):
         op.get_bind().exec_driver_sql(script.format_map(names))
