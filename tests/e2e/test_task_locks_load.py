@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
-from statistics import median
 from typing import Any
 
 import pytest
 
-from e2e.history import Run, doubled, now, revived
+from e2e.history import Run, now, out_of_fence, overlaps
 from e2e.site import TIMEOUT, Site
 from e2e.stand_ins import Worker
+from e2e.waiting import until
 from e2e.whereabouts import DRAWN, Locked, Presence, astray
 
 LOCKS = int(os.environ.get("JOBSYNC_LOCKS", "60"))
@@ -26,6 +27,8 @@ NAMES = ("gpu-1", "gpu-2", "cpu-1", "cpu-2")
 PATTERNS = (("gpu-%",), ("cpu-%",), ("gpu-1%", "cpu-%"), ("cpu-2%", "gpu-%", "%"), ("%-2@%",), ("tpu-%", "gpu-%"))
 #: How long a change of members takes to be known and acted on, at worst, and some more for a loaded machine.
 SETTLE = TIMEOUT + 5.0
+#: How long before its death a worker may have ended a run without having recorded it.
+UNRECORDED_SEC = 1.0
 
 
 class Locksmith:
@@ -36,7 +39,7 @@ class Locksmith:
         self._held: dict[str, Locked] = {}
         self.locked: list[Locked] = []
         self.story: list[str] = []
-        self.set = self.cleared = 0
+        self.set = self.cleared = self.expired = 0
 
     def _drawn(self) -> int:
         return int(self._site.rows("SELECT last_value FROM sync_fence_seq")[0]["last_value"]) & DRAWN
@@ -85,6 +88,7 @@ class Locksmith:
         for key in keys:
             if lock := self._held.pop(key, None):
                 lock.upto = upto
+                self.expired += lock.expires < now()
 
     def _note(self, wanted: dict[str, tuple[str, ...]], expires: float) -> None:
         returned, after = now(), self._drawn()
@@ -102,38 +106,50 @@ class Locksmith:
 class Restarts:
     """Workers that leave or are killed, and come back; now and then all of a kind at once."""
 
+    KINDS = (*([name] for name in NAMES), ["gpu-1", "gpu-2"], ["cpu-1", "cpu-2"])
+
     def __init__(self, site: Site, chance: Random, workers: dict[str, Worker]) -> None:
         self._site, self._chance, self._workers = site, chance, workers
         self.presence = Presence()
         self.story: list[str] = []
+        #: (node, when) of each SIGKILL.
+        self.kills: list[tuple[str, float]] = []
         for name in workers:
             self.presence.came(site.node(name), now())
 
     def step(self) -> None:
-        kind = self._chance.choice(([self._chance.choice(NAMES)], [self._chance.choice(NAMES)], ["gpu-1", "gpu-2"]))
-        how = self._chance.choice(("SIGTERM", "SIGKILL"))
+        """One of them, or all of a kind, goes and comes back."""
+        kind, how = self._chance.choice(self.KINDS), self._chance.choice(("SIGTERM", "SIGKILL"))
+        last = max(self._incarnations().values())
         for name in kind:
-            self.story.append(f"{now():.3f} {how} {name}")
-            self.presence.goes(self._site.node(name), now())
-            self._workers[name].kill(how)
+            self._end(name, how)
         for name in kind:
             self._workers[name].container.wait()
         if self._chance.random() < 0.5:
             self._site.until_shared(*(name for name in NAMES if name not in kind))
         for name in kind:
             self._workers[name].container.begin()
+        nodes = [self._site.node(name) for name in kind]
+        until(lambda: all(self._incarnations().get(node, 0) > last for node in nodes), f"{nodes} are back")
         self._site.until_shared(*NAMES)
-        for name in kind:
-            self.presence.came(self._site.node(name), now())
+        for node in nodes:
+            self.presence.came(node, now())
 
+    def _end(self, name: str, how: str) -> None:
+        node = self._site.node(name)
+        self.story.append(f"{now():.3f} {how} {name}")
+        self.presence.goes(node, now())
+        self._workers[name].kill(how)
+        if how == "SIGKILL":
+            self.kills.append((node, now()))
 
-def waits(runs: list[Run], locked: list[Locked]) -> list[float]:
-    """How long after each lock was set the key's first run under it began."""
-    found = []
-    for lock in locked:
-        under = [r.began for r in runs if r.key == lock.key and lock.after < r.fence & DRAWN <= lock.upto]
-        found += [max(0.0, min(under) - lock.returned)] if under else []
-    return found
+    def _incarnations(self) -> dict[str, int]:
+        rows = self._site.rows("SELECT name, incarnation FROM sync_node WHERE state = 'live'")
+        return {row["name"]: row["incarnation"] for row in rows}
+
+    def explain(self, run: Run) -> bool:
+        """Whether a kill of its worker may have kept the end of a run, or its body, from being recorded."""
+        return any(run.node == node and at - UNRECORDED_SEC < run.last <= at for node, at in self.kills)
 
 
 def flow(site: Site, chance: Random, keys: list[str], smith: Locksmith) -> list[str]:
@@ -164,18 +180,22 @@ def test_locks_are_heeded_while_tasks_flow_and_workers_restart(
     site.until_ended(*ids, timeout=120 + TASKS / 50)
     runs = site.history.runs()
     judged, wrong = astray(runs, smith.locked, restarts.presence, SETTLE)
-    took = waits(runs, smith.locked)
-    record_property("locks", f"{smith.set} set, {smith.cleared} cleared")
+    record_property("locks", f"{smith.set} set, {smith.cleared} cleared, {smith.expired} expired")
     record_property("tasks", f"{len(ids)} in {now() - began:.1f} s, {judged} judged")
-    record_property("ends_of_workers", len(restarts.story))
-    record_property("wait", f"median {median(took):.3f} s, worst {max(took):.3f} s")
-    timeline = "\n".join(sorted(smith.story + restarts.story))
-    assert wrong == [], f"seed {SEED}\n{timeline}"
+    record_property("ends of workers", len(restarts.story))
+    by_run: dict[tuple[str, int], list[Run]] = defaultdict(list)
+    for run in runs:
+        by_run[(run.id, run.retries)].append(run)
+    # Whoever ran again was cut off by a kill, or had ended so shortly before one that nobody knew.
+    doubled = [run for each in by_run.values() for run in each[:-1] if not restarts.explain(run)]
+    faults = [f"{run} is forbidden by {lock}" for run, lock in wrong]
+    faults += [f"{first} overlaps {second}" for first, second in overlaps(runs)]
+    faults += [f"{second} has no larger fence than {first}" for first, second in out_of_fence(runs)]
+    faults += [f"{run} was run again, though nobody killed its worker then" for run in doubled]
+    if faults:
+        timeline = "\n".join(sorted(smith.story + restarts.story))
+        pytest.fail(f"seed {SEED}\n{timeline}\n\n" + "\n".join(faults), pytrace=False)
     assert judged > LOCKS // 2, "the test has seen locks at work"
     assert {claim["state"] for claim in site.settled(*ids)} == {"done"}
-    site.assert_serial()
-    assert revived(runs) == [], f"seed {SEED}\n{timeline}"
-    killed = {site.node(story.split()[2]) for story in restarts.story if "SIGKILL" in story}
-    again = set(doubled(runs))
-    assert {run.node for run in runs if run.id in again and run.ended is None} <= killed, f"seed {SEED}\n{timeline}"
+    assert {run.id for run in runs if run.how == "returned"} == set(ids)
     site.assert_brokers_are_empty()
