@@ -223,6 +223,19 @@ def test_an_open_transaction_on_locks_holds_up_who_changes_locks_and_nobody_else
         assert cluster.locks.expire(tx) == 1
 
 
+def test_who_deletes_locks_by_hand_waits_for_the_others_before_it_has_locked_a_row(cluster: Cluster) -> None:
+    cluster.lock("key1")
+    database = cluster.store.database
+    blocked = "SELECT FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
+    with ThreadPoolExecutor(1) as thread:
+        with database.transaction("desk") as tx:
+            assert cluster.store.locks.take_turns(tx)
+            waits = thread.submit(rows, cluster.store, "DELETE FROM {lock}")
+            eventually(lambda: rows(cluster.store, blocked))
+            assert cluster.locks.clear(tx, ["key1"]) == 1
+        waits.result(10)
+
+
 def test_a_new_kind_of_lock_leaves_the_partitions_of_a_node_that_may_return_alone(cluster: Cluster) -> None:
     planned = "SELECT partition_id, target FROM {partition} WHERE pool = '' ORDER BY 1"
     rows(cluster.store, "UPDATE {node} SET state = 'dead', last_heartbeat = clock_timestamp() WHERE name = 'gpu-1'")

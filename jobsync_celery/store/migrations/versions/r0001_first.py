@@ -146,7 +146,8 @@ CREATE TABLE {cluster} (
 );
 """
 
-# A trigger, so that what operators change by hand is noticed like everything else.
+# A trigger, so that what operators change by hand is noticed like everything else. Before the statement: whoever
+# changes locks has to lock the cluster's row first, or two would wait for each other.
 _LOCKS_CHANGED = """
 CREATE FUNCTION {locks_changed}() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -157,7 +158,7 @@ BEGIN
     PERFORM pg_catalog.pg_notify('{channel}', 'locks');
     RETURN NULL;
 END $$;
-CREATE TRIGGER "{prefix}locks_changed" AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {lock}
+CREATE TRIGGER "{prefix}locks_changed" BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {lock}
     FOR EACH STATEMENT EXECUTE FUNCTION {locks_changed}();
 """
 
