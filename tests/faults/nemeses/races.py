@@ -223,7 +223,12 @@ class ClaimsAtEviction(Nemesis):
 
 def _keys_of(at: Surroundings, worker: Worker) -> Iterator[str]:
     """New keys, without end, of partitions that a worker owns now."""
-    owners = at.stage.owners() or {}
+
+    def asked() -> dict[int, str | None] | None:
+        owners = at.stage.owners()
+        return owners if owners and worker.name in owners.values() else None
+
+    owners = until(asked, f"{worker.name} has partitions") or {}
     mark = f"aimed{at.rng.randrange(16**8):08x}"
     names = (f"{mark}-{number}" for number in count())
     return (name for name in names if owners.get(at.publisher.partition_of(name)) == worker.name)
