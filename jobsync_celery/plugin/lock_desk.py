@@ -21,6 +21,8 @@ _DAY_SEC = 86400.0
 _MOST_DAYS = 36_525
 #: Seconds for thousands of locks at once.
 _PATIENCE = 60.0
+#: Seconds after which a script that has stopped half-way lets go of what others wait for; well within a usual lease.
+_SILENCE = 5.0
 
 Patterns = str | Iterable[str]
 
@@ -78,7 +80,7 @@ class LockDesk:
         database = self._cluster.store.database
         ensure_schema(database, self._cluster.shape)
         with database.transaction("jobsync locks") as tx:
-            set_patience(tx, _PATIENCE)
+            set_patience(tx, _PATIENCE, _SILENCE)
             yield tx
 
 

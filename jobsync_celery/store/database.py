@@ -186,16 +186,22 @@ class Database:
         return True
 
 
-def set_patience(tx: Connection, seconds: float) -> None:
-    """Let statements of this transaction take longer than the session's timeouts; see :class:`Timeouts`.
+def set_patience(tx: Connection, seconds: float, silence: float | None = None) -> None:
+    """Let the rest of this transaction take longer than the session's timeouts; see :class:`Timeouts`.
 
-    Who falls silent between two of them is still ended soon, since it may hold what others wait for. The client's own
-    limit stays raised for the connection: use it on short-lived ones.
+    The client's own limit stays raised for the connection: use it on short-lived ones.
+
+    Arguments:
+        silence: seconds after which the server ends a client that says nothing; as long as a statement if not given.
     """
     tx.execution_options(**{_PATIENCE: seconds})
-    names = ("statement_timeout", "lock_timeout")
-    columns = ", ".join(f"set_config('{name}', :limit, true)" for name in names)
-    tx.execute(text(f"SELECT {columns}"), {"limit": str(_milliseconds(seconds))})
+    limits = {
+        "statement_timeout": seconds,
+        "lock_timeout": seconds,
+        "idle_in_transaction_session_timeout": seconds if silence is None else silence,
+    }
+    columns = ", ".join(f"set_config('{name}', :{name}, true)" for name in limits)
+    tx.execute(text(f"SELECT {columns}"), {name: str(_milliseconds(limit)) for name, limit in limits.items()})
 
 
 def _milliseconds(seconds: float) -> int:
