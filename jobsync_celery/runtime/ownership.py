@@ -72,7 +72,8 @@ class Ownership:
         share = self._store.partitions.share(self._link, self._name, incarnation)
         if share.pools:
             self._surface.learn(share.pools)
-        self.caretaking = frozenset(number for number, each in share.pools.items() if each.caretaker)
+        here = share.owned | share.take
+        self.caretaking = frozenset(number for number, each in share.pools.items() if each.caretaker and number in here)
         self._begin_stop(share.release & self.owned)
         # Taken in a transaction whose answer was lost. What is being handed over is let go of first, and taken again.
         strangers = share.owned - self.owned - share.release - self._in_transit()

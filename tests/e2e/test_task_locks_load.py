@@ -159,7 +159,7 @@ def flow(site: Site, chance: Random, keys: list[str], smith: Locksmith) -> list[
         ids.append(site.call("step", chance.choice(keys), n, 0.005, ignore_result=True).id)
         while smith.set < LOCKS * (n + 1) // TASKS:
             smith.step()
-        time.sleep(0.01)
+        time.sleep(0.01)  # the pace of the flow; nothing is waited for
     return ids
 
 
