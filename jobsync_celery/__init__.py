@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jobsync_celery.core.model import RebalanceEvent
-    from jobsync_celery.plugin.claim import Claim, NullClaim, current_claim
     from jobsync_celery.plugin.coordinated import coordinated
     from jobsync_celery.plugin.install import JobSync
+    from jobsync_celery.runtime.claim import Claim, NullClaim, current_claim
     from jobsync_celery.settings import CoordinationConfig
 
 __version__ = "0.1.0"
@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Claim": "plugin.claim",
+    "Claim": "runtime.claim",
     "CoordinationConfig": "settings",
     "JobSync": "plugin.install",
-    "NullClaim": "plugin.claim",
+    "NullClaim": "runtime.claim",
     "RebalanceEvent": "core.model",
     "coordinated": "plugin.coordinated",
-    "current_claim": "plugin.claim",
+    "current_claim": "runtime.claim",
 }
 
 

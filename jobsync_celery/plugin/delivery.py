@@ -17,9 +17,9 @@ from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLo
 from kombu.exceptions import OperationalError
 
 from jobsync_celery.core.model import Run
-from jobsync_celery.plugin.claim import Ticket
 from jobsync_celery.plugin.router import ORIGIN
 from jobsync_celery.plugin.terminator import LEASE_LOST_STATUS
+from jobsync_celery.runtime.claim import Ticket
 from jobsync_celery.store.outcomes import Granted, Wanted
 
 

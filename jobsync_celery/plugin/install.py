@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import click
@@ -13,14 +14,13 @@ from jobsync_celery.core.plan import plan
 from jobsync_celery.core.tokens import TokenSet, key_text
 from jobsync_celery.errors import JobsyncError, SettingsError
 from jobsync_celery.plugin import beat
-from jobsync_celery.plugin.audience import Callback
 from jobsync_celery.plugin.bootsteps import NodeStep, QueuesStep
 from jobsync_celery.plugin.cluster import Cluster
-from jobsync_celery.plugin.lock_desk import LockDesk, Patterns, creator_of
 from jobsync_celery.plugin.worker import WorkerNode
+from jobsync_celery.runtime.callbacks import Callback
+from jobsync_celery.runtime.lock_desk import LockCalls, LockDesk, creator_of
 from jobsync_celery.runtime.rebalancing import rebalance
 from jobsync_celery.settings import CoordinationConfig
-from jobsync_celery.store.locks import TaskLock
 from jobsync_celery.store.nodes import NodeRow
 from jobsync_celery.store.reports import ClusterStatus, Reports
 
@@ -33,7 +33,7 @@ _NODE_NAME = click.Option(
 _DEFAULT_VISIBILITY_SEC = 3600.0
 
 
-class JobSync:
+class JobSync(LockCalls):
     """Coordinates the tasks of ``app`` that are decorated with :func:`coordinated`.
 
     Create it after ``app.config_from_object``. It is also ``app.jobsync``.
@@ -128,72 +128,15 @@ class JobSync:
         node = self.node
         return frozenset() if node is None else frozenset(TokenSet(self._active.tokens, node.held))
 
-    # -- task locks ---------------------------------------------------------------------------------------------
-
-    def register_lock(
-        self,
-        task_id: object,
-        node_patterns: Patterns,
-        reason: str | None = None,
-        expires_in_days: float | None = None,
-    ) -> None:
-        """Lock a key to nodes, in place of the lock that it had.
-
-        When this returns, no claim of the key is granted but to a node that matches. What was granted before that and
-        has not begun is taken back as soon as its node hears of the change, which takes milliseconds, and a heartbeat
-        at most. What has begun goes on.
-
-        Arguments:
-            task_id: the key, as tasks give it.
-            node_patterns: a pattern of SQL's LIKE for node names, or several in order of preference: the first counts
-                that any live node matches. While none does, the key's tasks wait.
-            expires_in_days: after so many days, or parts of a day, the lock clears itself.
-
-        Raises:
-            KeyInvalid, LockInvalid: the key, a pattern, the reason or the time is none.
-            TooManyPools: there are too many different lists of patterns already.
-        """
-        self._desk.register([(task_id, node_patterns, reason, expires_in_days)])
-
-    def register_locks_bulk(self, locks: Iterable[tuple[object, Patterns, str | None]]) -> int:
-        """Lock many keys at once, given as (key, patterns, reason): all or none. How many keys that are."""
-        return self._desk.register((key, patterns, reason, None) for key, patterns, reason in locks)
-
-    def list_locks(self) -> list[TaskLock]:
-        """The task locks that are in force, the oldest first."""
-        return self._desk.list()
-
-    def clear_lock(self, task_id: object) -> bool:
-        """Unlock a key; whether it was locked."""
-        return self._desk.clear([task_id]) > 0
-
-    def clear_locks_by_creator(self, creator: str) -> int:
-        """Unlock what ``creator``, a node or a script by its name, had locked; how many keys that were."""
-        return self._desk.clear_by_creator(creator)
-
-    def clear_all_locks(self) -> int:
-        """Unlock everything; how many keys that were."""
-        return self._desk.clear_all()
-
     def provide_locks(self) -> None:
         """Set the locks that the ``lock_provider`` knows of, as a worker does when it starts.
 
         Raises:
             JobsyncError: the provider raised.
         """
-        if self._lock_provider is None and not self._clear_existing_locks:
-            return
-        desk = self._desk
-        begun = desk.now()
-        if self._lock_provider is not None:
-            try:
-                self._lock_provider(self)
-            except JobsyncError:
-                raise
-            except Exception as error:
-                raise JobsyncError(f"the lock_provider failed, and the worker waits for it: {error!r}") from error
-        if self._clear_existing_locks:  # not before: in between its keys would run anywhere
-            desk.clear_by_creator(desk.creator, before=begun)
+        if self._lock_provider is not None or self._clear_existing_locks:
+            provider = None if self._lock_provider is None else partial(self._lock_provider, self)
+            self._desk().provide(provider, clear_existing=self._clear_existing_locks)
 
     # -- the cluster --------------------------------------------------------------------------------------------
 
@@ -227,9 +170,10 @@ class JobSync:
             awaited = cluster.store.nodes.awaited(tx, cluster.config.rejoin_grace_sec)
             return rebalance(tx, cluster.store, cluster.tokens, "requested", awaited)[0]
 
-    @property
     def _desk(self) -> LockDesk:
-        return LockDesk(self._active, creator_of(self._active, None if self.node is None else self.node.name))
+        cluster = self._active
+        creator = creator_of(None if self.node is None else self.node.name, cluster.config.node_name)
+        return LockDesk(cluster.store, cluster.shape, creator, cluster.config.rejoin_grace_sec)
 
     @property
     def _active(self) -> Cluster:

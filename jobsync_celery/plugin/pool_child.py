@@ -15,10 +15,10 @@ from billiard.einfo import ExceptionInfo
 from celery import Task
 from celery.exceptions import Reject
 
-from jobsync_celery.plugin.claim import Claim, Ticket, running_under
 from jobsync_celery.plugin.coordinated import Coordination
 from jobsync_celery.plugin.tenure_watch import TenureWatch
 from jobsync_celery.plugin.terminator import Terminator
+from jobsync_celery.runtime.claim import Claim, Ticket, running_under
 from jobsync_celery.runtime.clock import boot_clock
 from jobsync_celery.runtime.lease import Lease, Pass
 from jobsync_celery.runtime.tenures import Tenures

@@ -34,6 +34,7 @@ from jobsync_celery.plugin.pool_results import PoolResults
 from jobsync_celery.plugin.slots import slots_for
 from jobsync_celery.plugin.tenure_watch import TenureWatch
 from jobsync_celery.plugin.window import Window
+from jobsync_celery.runtime.assembly import scope_of
 from jobsync_celery.runtime.claimer import Answer, Claimer, Reply
 from jobsync_celery.runtime.lease import Lease
 from jobsync_celery.runtime.listeners import Listeners
@@ -78,7 +79,7 @@ class WorkerNode:
         self.lease = Lease()
         self._tenures = Tenures(config.partitions)
         self._audience = Audience(cluster.app.jobsync, name, cluster.tokens)
-        self._presence = Presence(_scope(cluster), name)
+        self._presence = Presence(scope_of(cluster.store), name)
         self._starter = self._make_starter()
         self._inbox = Inbox(worker.hub)
         self._claimer = Claimer(
@@ -355,12 +356,6 @@ class WorkerNode:
             pid=os.getpid(),
             version=__version__,
         )
-
-
-def _scope(cluster: Cluster) -> str:
-    """What keeps clusters apart on one machine."""
-    database = cluster.store.database
-    return f"{database.where} {database.schema} {database.prefix}"
 
 
 def _spare_the_collector() -> None:

@@ -15,8 +15,8 @@ from celery import Celery, Task
 from celery.exceptions import Ignore, Reject, Retry
 
 from jobsync_celery import coordinated
-from jobsync_celery.plugin.claim import Claim, Ticket, running_under
 from jobsync_celery.plugin.router import ORIGIN
+from jobsync_celery.runtime.claim import Claim, Ticket, running_under
 from tests.faults import record
 from tests.faults.history import executions, read
 from tests.faults.record import FailedForGood, Recorder

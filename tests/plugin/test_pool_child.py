@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from jobsync_celery import current_claim
-from jobsync_celery.plugin.claim import Ticket
 from jobsync_celery.plugin.coordinated import Coordination
 from jobsync_celery.plugin.pool_child import Starter, attach
 from jobsync_celery.plugin.tenure_watch import TenureWatch
+from jobsync_celery.runtime.claim import Ticket
 from jobsync_celery.runtime.clock import boot_clock
 from jobsync_celery.runtime.events import Events
 from jobsync_celery.runtime.lease import Lease

@@ -13,10 +13,10 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from jobsync_celery import current_claim
 from jobsync_celery.plugin.audience import Audience
-from jobsync_celery.plugin.claim import Ticket
 from jobsync_celery.plugin.coordinated import Coordination
 from jobsync_celery.plugin.pool_child import Starter
 from jobsync_celery.plugin.tenure_watch import TenureWatch
+from jobsync_celery.runtime.claim import Ticket
 from jobsync_celery.runtime.clock import boot_clock
 from jobsync_celery.runtime.events import Events
 from jobsync_celery.runtime.lease import Lease
