@@ -124,12 +124,15 @@ CREATE TABLE {rebalance} (
 );
 CREATE INDEX "{prefix}rebalance_triggered_at" ON {rebalance} (triggered_at DESC);
 CREATE TABLE {audit} (
-    day date NOT NULL,
+    date date NOT NULL,
+    task_id text NOT NULL,
     node text NOT NULL,
-    task_name text NOT NULL,
-    runs bigint NOT NULL DEFAULT 0,
-    PRIMARY KEY (day, node, task_name)
-) WITH (fillfactor = 70);
+    task_name text,
+    created_on timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (date, task_id)
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
+-- No BRIN: its ranges keep the ages of rows that were deleted, and when their pages are used again every range is old.
+CREATE INDEX "{prefix}audit_created_on" ON {audit} (created_on);
 CREATE TABLE {cluster} (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     cluster_id text NOT NULL,
