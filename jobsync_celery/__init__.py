@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jobsync_celery.core.model import RebalanceEvent
+    from jobsync_celery.job.job import Job
+    from jobsync_celery.job.task import Task
     from jobsync_celery.plugin.coordinated import coordinated
     from jobsync_celery.plugin.install import JobSync
     from jobsync_celery.runtime.claim import Claim, NullClaim, current_claim
@@ -19,9 +21,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Claim",
     "CoordinationConfig",
+    "Job",
     "JobSync",
     "NullClaim",
     "RebalanceEvent",
+    "Task",
     "coordinated",
     "current_claim",
 ]
@@ -29,9 +33,11 @@ __all__ = [
 _HOMES = {
     "Claim": "runtime.claim",
     "CoordinationConfig": "settings",
+    "Job": "job.job",
     "JobSync": "plugin.install",
     "NullClaim": "runtime.claim",
     "RebalanceEvent": "core.model",
+    "Task": "job.task",
     "coordinated": "plugin.coordinated",
     "current_claim": "runtime.claim",
 }

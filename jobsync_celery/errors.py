@@ -60,6 +60,10 @@ class TooManyPools(JobsyncError):
     """Raised when a lock has patterns of its own, and there are too many different lists of patterns already."""
 
 
+class JoinTimeout(JobsyncError, TimeoutError):
+    """Raised on entering a Job whose node has not got its share in time; says what it waits for."""
+
+
 class LeaseLost(JobsyncError):
     """Raised when this node's right to run has ended: deadline passed, evicted, or registered anew."""
 

@@ -55,6 +55,11 @@ FACTS: dict[str, tuple[int, str]] = {
     "locks_expired": (logging.INFO, "{count} task locks have expired"),
     "partitions_taken": (logging.INFO, "took partitions {numbers}"),
     "partitions_released": (logging.INFO, "released partitions {numbers}"),
+    "tasks_overtaken": (
+        logging.WARNING,
+        "{count} tasks of {name}, {first!r} first, were not recorded as done: its lease had ended, and another node has"
+        " taken them over since",
+    ),
     "request_failed": (logging.ERROR, "a claim could not be processed: {error}"),
     "schema_refused": (logging.ERROR, "coordination refused: {error}. Ordinary queues are still served"),
     "listener_failed": (logging.ERROR, "a receiver of {signal} failed: {receiver}: {error}"),

@@ -15,7 +15,7 @@ class Wanted(NamedTuple):
     """
 
     run: Run
-    task_name: str
+    task_name: str | None
     key: str
     token: int
     partition: int

@@ -42,6 +42,11 @@ class ClusterShape:
     kind: str = "celery"
     lock_partitions: int = 1
 
+    @property
+    def tokens(self) -> TokenMap:
+        """How keys map to tokens and partitions."""
+        return TokenMap(self.total_tokens, self.partitions, self.hash_function)
+
 
 @dataclass(frozen=True)
 class ClusterInfo:
@@ -69,6 +74,15 @@ def ensure_schema(database: Database, settings: ClusterShape) -> ClusterInfo:
         link.close()
     _check_shape(database, info.shape, settings)
     return info
+
+
+def find_cluster(database: Database) -> ClusterInfo | None:
+    """The cluster that is there, of whatever shape; None if there are no tables, or older ones. Creates nothing."""
+    link = database.link("jobsync schema")
+    try:
+        return _stored(database, link)
+    finally:
+        link.close()
 
 
 def drop_schema(database: Database) -> None:
@@ -177,7 +191,7 @@ def _revisions() -> ScriptDirectory:
 
 def _seed(database: Database, tx: Connection, shape: ClusterShape) -> None:
     """Write the cluster's row and its partitions."""
-    tokens = TokenMap(shape.total_tokens, shape.partitions, shape.hash_function)
+    tokens = shape.tokens
     ranges = [tokens.range(number) for number in range(shape.partitions)]
     tx.execute(
         database.sql(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.engine import Connection
 
+from jobsync_celery.store.audit import Audit
 from jobsync_celery.store.claims import Claims
 from jobsync_celery.store.database import Database
 from jobsync_celery.store.leader import Leaders
@@ -22,6 +23,7 @@ class Store:
         self.leaders = Leaders(database)
         self.claims = Claims(database)
         self.locks = Locks(database)
+        self.audit = Audit(database)
         self._notify = database.sql("SELECT pg_notify(:channel, :payload)")
 
     def notify(self, tx: Connection, payload: str) -> None:

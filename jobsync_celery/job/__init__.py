@@ -1,0 +1,1 @@
+"""``Job``: a cluster's node in a program that is no Celery worker, and its tasks."""

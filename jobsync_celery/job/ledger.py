@@ -1,0 +1,154 @@
+"""What a Job has claimed: one winner for each task and day, and what becomes of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from datetime import date
+
+from jobsync_celery.core.model import Run
+from jobsync_celery.errors import StoreUnavailable
+from jobsync_celery.job.seat import Seat
+from jobsync_celery.job.task import Task
+from jobsync_celery.runtime.claim import Claim, Ticket
+from jobsync_celery.runtime.events import Events
+from jobsync_celery.runtime.lease import Pass
+from jobsync_celery.store.guard import Guard
+from jobsync_celery.store.outcomes import Ending, Granted, Wanted
+from jobsync_celery.store.store import Store
+
+_BATCH = 500
+
+
+class Ledger:
+    """The claims of one Job for one day. Any thread may call any method; they take turns.
+
+    A task's claim is of its run on that day: once that is recorded as done, nobody claims it for the day again. What
+    is claimed and never recorded is given back when the node leaves, or when it is declared dead.
+    """
+
+    def __init__(self, store: Store, seat: Seat, day: date, events: Events) -> None:
+        self._store = store
+        self._seat = seat
+        self._day = day
+        self._events = events
+        self._guard = Guard(store.database.tables.claim, store.database.tables.timeline)
+        self._link = store.database.link(f"jobsync {seat.name} claims")
+        self._turn = threading.RLock()
+        self._in_hand: dict[str, Claim] = {}
+        #: What is to be recorded as done, by key: its claim, and the thread that claimed it by adding it, and so may
+        #: be at it still.
+        self._added: dict[str, tuple[int | None, Claim]] = {}
+
+    def claim(self, tasks: Iterable[Task]) -> list[Claim]:
+        """Claim those of these tasks that are this node's, and that nobody has claimed; the claims that were won.
+
+        Raises StoreUnavailable if the database does not answer. What was won then may be claimed again here.
+        """
+        won: list[Claim] = []
+        with self._turn:
+            wanted = {task.key: task for task in tasks if not self._has(task.key)}
+            listed = list(wanted.values())
+            for start in range(0, len(listed), _BATCH):
+                won += self._claim_batch(listed[start : start + _BATCH])
+            self._in_hand.update((claim.key, claim) for claim in won)
+        return won
+
+    def add(self, task: Task) -> Claim | None:
+        """Put a task on the list of what is done, and claim it before if that was not done here.
+
+        None if it cannot be claimed, or is on the list already.
+        """
+        with self._turn:
+            claim, thread = self._in_hand.get(task.key), None
+            if claim is None or not claim.held:
+                claim = next(iter(self.claim([task])), None)
+                thread = threading.get_ident()
+            elif task.key in self._added:
+                return None
+            if claim is not None:
+                self._added[task.key] = (thread, claim)
+            return claim
+
+    def write(self, *, finished: bool = True) -> int:
+        """Record what was added as done; how many tasks that were.
+
+        Arguments:
+            finished: false if what a thread claimed last, by adding it, may be half done: that is left out.
+        """
+        with self._turn:
+            last = {} if finished else {thread: key for key, (thread, _) in self._added.items() if thread is not None}
+            claims = [claim for key, (_, claim) in self._added.items() if key not in last.values()]
+            batches = [claims[start : start + _BATCH] for start in range(0, len(claims), _BATCH)]
+            return sum(map(self._write_batch, batches))
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._turn:
+            self._link.close()
+
+    def _has(self, key: str) -> bool:
+        claim = self._in_hand.get(key)
+        return claim is not None and claim.held
+
+    def _claim_batch(self, tasks: Sequence[Task]) -> list[Claim]:
+        seat, tokens = self._seat, self._seat.tokens
+        given = seat.lease.current
+        wanted: dict[Run, Wanted] = {}
+        for task in tasks:
+            partition = seat.partition_of(task.key)
+            if partition is not None:
+                run = Run(task.key, self._day.isoformat(), 0)
+                home = tokens.partition_for(task.key)
+                wanted[run] = Wanted(run, task.name, task.key, tokens.token(task.key), partition, home)
+        if not wanted:
+            return []
+        timeline = seat.node.membership.timeline
+        listed = list(wanted.values())
+        committed = self._store.claims.commit(self._link, seat.name, given.incarnation, [], listed, timeline)
+        if committed.unsure:
+            # What was granted is granted again, to this node only, when it is asked for again.
+            raise StoreUnavailable("the database fell silent while tasks were claimed: claim them again")
+        claims = [
+            self._made(wanted[run], outcome, given)
+            for run, outcome in committed.outcomes.items()
+            if isinstance(outcome, Granted)
+        ]
+        if claims and not seat.lease.permits(given):  # granted, but too late to begin
+            self._give_back(claims, given.incarnation)
+            return []
+        return claims
+
+    def _made(self, want: Wanted, granted: Granted, given: Pass) -> Claim:
+        ticket = Ticket(
+            key=want.key,
+            token=want.token,
+            partition=want.partition,
+            node=self._seat.name,
+            fence=granted.fence,
+            attempt=granted.attempt,
+            run=want.run,
+            given=given,
+            tenure=self._seat.tenures.of(want.partition),
+        )
+        return Claim(ticket, self._seat.lease, self._guard)
+
+    def _give_back(self, claims: Sequence[Claim], incarnation: int) -> None:
+        endings = [self._ending(claim, "lost") for claim in claims]
+        self._store.claims.commit(self._link, self._seat.name, incarnation, endings, [])
+
+    def _write_batch(self, claims: Sequence[Claim]) -> int:
+        endings = [self._ending(claim, "done") for claim in claims]
+        with self._link.transaction() as tx:
+            recorded = self._store.audit.record(tx, self._day, self._seat.name, endings)
+        overtaken = [claim.key for claim in claims if claim.key not in recorded]
+        if overtaken:
+            self._events("tasks_overtaken", name=self._seat.name, count=len(overtaken), first=overtaken[0])
+        for claim in claims:
+            self._added.pop(claim.key, None)
+            if self._in_hand.get(claim.key) is claim:
+                del self._in_hand[claim.key]
+        return len(recorded)
+
+    def _ending(self, claim: Claim, state: str) -> Ending:
+        return Ending(Run(claim.key, self._day.isoformat(), 0), claim.fence, state, claim.partition)
