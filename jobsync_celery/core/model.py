@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 NodeState = Literal["live", "draining", "left", "dead", "admin"]
@@ -89,8 +89,8 @@ class RebalanceEvent:
     token_version: int
     tokens_added: int
     tokens_removed: int
-    partitions_added: frozenset[int] = frozenset()
-    partitions_removed: frozenset[int] = frozenset()
+    partitions_added: frozenset[int] = field(default=frozenset(), repr=False)
+    partitions_removed: frozenset[int] = field(default=frozenset(), repr=False)
 
 
 class Run(NamedTuple):

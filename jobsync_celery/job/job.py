@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, TypeAlias, overload
 from uuid import UUID
 
-from jobsync_celery.core.tokens import TokenSet
+from jobsync_celery.core.tokens import TokenSet, key_text
 from jobsync_celery.errors import JobsyncError, SettingsError, StoreError, StoreUnavailable
 from jobsync_celery.job.cluster import JobCluster
 from jobsync_celery.job.ledger import Ledger
@@ -90,6 +90,7 @@ class Job(LockCalls):
         self._ledger: Ledger | None = None
         self._nodes: list[NodeRow] = []
         self._open = self._left = False
+        self._owns: Callable[[str], bool] = _never
         os.register_at_fork(after_in_child=partial(_abandon, weakref.ref(self)))
 
     def __repr__(self) -> str:
@@ -110,6 +111,7 @@ class Job(LockCalls):
         if self._cluster is not None:
             self._join(self._cluster)
         self._open = True
+        self._owns = self._seat.owns if self._seat is not None else _never if self._cluster is not None else _always
         return self
 
     def __exit__(
@@ -123,7 +125,7 @@ class Job(LockCalls):
         Raises:
             StoreUnavailable: the database did not let it record what was done; unless the block raised already.
         """
-        self._open, self._left = False, True
+        self._open, self._left, self._owns = False, True, _never
         seat, ledger = self._seat, self._ledger
         if seat is None or ledger is None:
             return
@@ -148,11 +150,7 @@ class Job(LockCalls):
         Raises:
             KeyInvalid: it cannot be a task's id.
         """
-        key = task.key if isinstance(task, Task) else task_of(task).key
-        if not self._open:
-            return False
-        seat = self._seat
-        return self._cluster is None if seat is None else seat.partition_of(key) is not None
+        return self._owns(task.key if isinstance(task, Task) else key_text(task))
 
     @overload
     def set_claim(self, task: Task | TaskId) -> Claim | NullClaim | None: ...  # type: ignore[overload-overlap] # a string is an id
@@ -329,9 +327,18 @@ def _abandon(reference: weakref.ref[Job]) -> None:
     """In a forked child: it is no node, and must not use its parent's connections."""
     job = reference()
     if job is not None:
-        job._open, job._left, job._seat, job._ledger = False, True, None, None
+        job._open, job._left, job._owns = False, True, _never
+        job._seat = job._ledger = None
         if job._cluster is not None:
             job._cluster.store.database.discard_after_fork()
+
+
+def _never(key: str) -> bool:
+    return False
+
+
+def _always(key: str) -> bool:
+    return True
 
 
 def _day(value: object) -> datetime.date:

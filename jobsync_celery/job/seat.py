@@ -81,6 +81,8 @@ class Seat:
         settings = node_settings_of(config, identity, shape)
         self.node = Node(store, settings, self.tenancy, self.lease, self._presence, events)
         self.tenancy.stopped = self.node.ownership.stopped
+        #: Whether a key is this node's: :meth:`partition_of` as fast as may be, for it is asked of every task there is.
+        self.owns = self._question()
 
     @property
     def held(self) -> frozenset[int]:
@@ -95,10 +97,8 @@ class Seat:
 
     def partition_of(self, key: str) -> int | None:
         """The partition of a key, if this node has it and may run the key there; None otherwise."""
-        incarnation = self.lease.incarnation
         partition = self.node.placement.of(key)
-        mine = partition in self.tenancy.held and partition not in self.node.ownership.caretaking
-        return partition if mine and self.lease.holds(incarnation) else None
+        return partition if self.owns(key) else None
 
     def join(self, limit: float) -> None:
         """Start the node, and return when it has its share.
@@ -126,6 +126,18 @@ class Seat:
         if self.tenancy.close(_FAREWELL_SEC):
             self.node.leave(_FAREWELL_SEC)
         self._presence.close()
+
+    def _question(self) -> Callable[[str], bool]:
+        lease, tenancy, ownership = self.lease, self.tenancy, self.node.ownership
+        partition_of, holds = self.node.placement.of, lease.holds
+
+        def owns(key: str) -> bool:
+            incarnation = lease.incarnation
+            partition = partition_of(key)
+            # The lease last, and for that incarnation: what was true before holds if that one's deadline is ahead.
+            return partition in tenancy.held and partition not in ownership.caretaking and holds(incarnation)
+
+        return owns
 
     def _settled(self) -> bool:
         """Whether a plan is made that counts this node in, and what it gives to this node is here."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from jobsync_celery.core.model import short
@@ -85,10 +85,28 @@ class Events:
     def __call__(self, fact: str, **fields: Any) -> None:
         """Emit one fact of :data:`FACTS`."""
         level, line = FACTS[fact]
-        shown = {name: short(value) if name == "incarnation" and value else value for name, value in fields.items()}
+        shown = {name: _shown(name, value) for name, value in fields.items()}
         logger.log(level, "jobsync: %s", line.format(**shown), extra={"jobsync_event": fact})
         for listener in self._listeners:
             try:
                 listener(fact, fields)
             except Exception:  # a user's listener: its errors are its own
                 logger.exception("jobsync: a listener failed on %s", fact)
+
+
+def _shown(name: str, value: Any) -> Any:
+    """A field for people."""
+    if name == "incarnation" and value:
+        return short(value)
+    return _spans(value) if name == "numbers" else value
+
+
+def _spans(numbers: Iterable[int]) -> str:
+    """Numbers in order, with those that follow each other as a span: ``0-3, 7``."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1] = [spans[-1][0], number]
+        else:
+            spans.append([number])
+    return ", ".join("-".join(map(str, span)) for span in spans)

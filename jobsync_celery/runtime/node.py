@@ -247,13 +247,14 @@ class Node:
         self._sync = self._sync or answer.misplaced or answer.caretaking != self.ownership.caretaking
         self._surface.recheck()
         self._roster.learn(answer)
-        if answer.locks_version != self.placement.version:
-            self._learn_locks()
+        self._learn_locks(answer.locks_version)
 
-    def _learn_locks(self) -> None:
-        placements = self._store.locks.placements(self._link)
-        self.placement.learn(placements)
-        self._surface.reconsider(placements.locked)
+    def _learn_locks(self, version: int) -> None:
+        if version != self.placement.version:
+            placements = self._store.locks.placements(self._link)
+            self.placement.learn(placements)
+            self._surface.reconsider(placements.locked)
+        self.placement.settle()
 
     def _heard(self, answer: Renewal) -> None:
         if answer.locks_version != self.placement.version:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from jobsync_celery.core.lease import DRIFT
 from jobsync_celery.core.tokens import TokenMap
@@ -39,7 +41,10 @@ class Placement:
         self._settling: dict[str, float] = {}
         self._sure_from = 0.0
         self._learnt: int | None = None
-        self._pid = os.getpid()
+        #: The locked keys, while nothing is unsure: most answers need no more.
+        self._calm: Mapping[str, int] | None = None
+        self._in_child = False
+        os.register_at_fork(after_in_child=partial(_enter_child, weakref.ref(self)))
         #: Since when no key is locked and everybody knows it, in nanoseconds; 0 otherwise.
         self._unlocked = memoryview(mmap.mmap(-1, 8)).cast("q")
         #: The version of the task locks that this is of; None before the first, and while a newer one is read.
@@ -47,8 +52,11 @@ class Placement:
 
     def of(self, key: str) -> int | None:
         """The partition that the key belongs to; None while that is not sure."""
+        calm = self._calm
+        if calm is not None:
+            return calm[key] if key in calm else self._tokens.partition_for(key)
         now = self._clock()
-        if os.getpid() != self._pid:
+        if self._in_child:
             return self._tokens.partition_for(key) if 0 < self._unlocked[0] <= now * _NANO else None
         if self.version is None or now < self._sure_from:
             return None
@@ -58,7 +66,7 @@ class Placement:
 
     def doubt(self) -> None:
         """There is a newer version: say nothing until it is learnt."""
-        self.version = None
+        self._calm = self.version = None
         self._unlocked[0] = 0
 
     def forget(self) -> None:
@@ -68,6 +76,7 @@ class Placement:
 
     def learn(self, placements: Placements) -> None:
         """Take in a version, read from the database just now."""
+        self._calm = None
         now = self._clock()
         settles_in = max(self._lease_sec, placements.lease) * (1 + DRIFT)
         before, after = self._locked, dict(placements.locked)
@@ -83,3 +92,17 @@ class Placement:
         self.version = self._learnt = placements.version
         sure = max([self._sure_from, *self._settling.values()])
         self._unlocked[0] = 0 if after else max(1, round(sure * _NANO))
+
+    def settle(self) -> None:
+        """See whether something is unsure still; to be called now and then."""
+        unsure_until = max([self._sure_from, *self._settling.values()])
+        if self._calm is None and self.version is not None and self._clock() >= unsure_until:
+            self._settling = {}
+            self._calm = self._locked
+
+
+def _enter_child(reference: weakref.ref[Placement]) -> None:
+    """In a forked child nothing is learnt any more."""
+    placement = reference()
+    if placement is not None:
+        placement._in_child, placement._calm = True, None
