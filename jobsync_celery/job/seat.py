@@ -62,7 +62,7 @@ class Seat:
         self.tokens = TokenMap(shape.total_tokens, shape.partitions, shape.hash_function)
         self.tenures = Tenures(shape.partitions)
         self._events = events
-        self._obstacle = "the first plan"
+        self._obstacle = "no plan has been made yet"
         events.listen(self._note)
         self._presence = Presence(scope_of(store), name)
         self._changed = threading.Event()
@@ -113,8 +113,9 @@ class Seat:
             if left <= 0:
                 if self.held:
                     return
+                obstacle = self._obstacle
                 self.leave()
-                raise JoinTimeout(f"{self.name} has no share after {limit:.0f} s: it waits for {self._obstacle}")
+                raise JoinTimeout(f"{self.name} has no share after {limit:.0f} s: {obstacle}")
             self._changed.wait(min(left, _LOOK_AGAIN_SEC))
             self._changed.clear()
 
@@ -140,8 +141,8 @@ class Seat:
         return owns
 
     def _settled(self) -> bool:
-        """Whether a plan is made that counts this node in, and what it gives to this node is here."""
-        if not self.lease.trusted:
+        """Whether a plan is made that counts this node in, what it gives to this node is here, and locks are known."""
+        if not (self.lease.trusted and self.node.placement.sure):
             return False
         try:
             with self._store.database.transaction(f"jobsync {self.name} joins") as tx:

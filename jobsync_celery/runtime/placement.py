@@ -64,6 +64,11 @@ class Placement:
             return None
         return self._locked.get(key, self._tokens.partition_for(key))
 
+    @property
+    def sure(self) -> bool:
+        """Whether the partition of every key is sure."""
+        return self._calm is not None or (self.version is not None and self._clock() >= self._unsure_until())
+
     def doubt(self) -> None:
         """There is a newer version: say nothing until it is learnt."""
         self._calm = self.version = None
@@ -90,15 +95,16 @@ class Placement:
             self._settling = {**waiting, **dict.fromkeys(changed, now + settles_in)}
         self._locked = after
         self.version = self._learnt = placements.version
-        sure = max([self._sure_from, *self._settling.values()])
-        self._unlocked[0] = 0 if after else max(1, round(sure * _NANO))
+        self._unlocked[0] = 0 if after else max(1, round(self._unsure_until() * _NANO))
 
     def settle(self) -> None:
         """See whether something is unsure still; to be called now and then."""
-        unsure_until = max([self._sure_from, *self._settling.values()])
-        if self._calm is None and self.version is not None and self._clock() >= unsure_until:
+        if self._calm is None and self.sure:
             self._settling = {}
             self._calm = self._locked
+
+    def _unsure_until(self) -> float:
+        return max([self._sure_from, *self._settling.values()])
 
 
 def _enter_child(reference: weakref.ref[Placement]) -> None:

@@ -79,22 +79,21 @@ class TaskLocks:
     def clear(self, tx: Connection, keys: Collection[str]) -> int:
         """Unlock these keys; how many were locked."""
         self._store.locks.take_turns(tx)
-        self._hold_still(tx, keys)
-        return self._store.locks.clear(tx, keys)
+        return self._clear(tx, self._store.locks.locked(tx, keys))
 
     def clear_by_creator(self, tx: Connection, created_by: str, before: datetime | None = None) -> int:
         """Unlock what one creator had locked, before a time if one is given; how many keys that were."""
         self._store.locks.take_turns(tx)
         keys = self._store.locks.created(tx, created_by, before)
+        if not keys:  # a statement that clears nothing counts as a change too
+            return 0
         self._hold_still(tx, keys)
         return self._store.locks.clear_created(tx, keys, created_by, before)
 
     def clear_all(self, tx: Connection) -> int:
         """Unlock everything; how many keys that were."""
         self._store.locks.take_turns(tx)
-        keys = self._store.locks.keys(tx)
-        self._hold_still(tx, keys)
-        return self._store.locks.clear(tx, keys)
+        return self._clear(tx, self._store.locks.keys(tx))
 
     def expire(self, tx: Connection) -> int:
         """Unlock the keys whose locks have expired, by the database's clock; how many that were.
@@ -104,6 +103,8 @@ class TaskLocks:
         if not self._store.locks.take_turns(tx, wait=False):
             return 0
         keys = self._store.locks.due(tx)
+        if not keys:
+            return 0
         self._hold_still(tx, keys)
         return self._store.locks.clear_due(tx, keys)
 
@@ -132,6 +133,12 @@ class TaskLocks:
             awaited = self._store.nodes.awaited(tx, self._rejoin_grace)
             rebalance(tx, self._store, self._tokens, "task locks", awaited)
         return {**known, **added}
+
+    def _clear(self, tx: Connection, keys: Collection[str]) -> int:
+        if not keys:  # a statement that clears nothing counts as a change too
+            return 0
+        self._hold_still(tx, keys)
+        return self._store.locks.clear(tx, keys)
 
     def _hold_still(self, tx: Connection, keys: Iterable[str]) -> None:
         """Let no claim of these keys be made, wherever they are, until the transaction ends."""

@@ -74,6 +74,15 @@ class Locks:
             " partition_id = excluded.partition_id, reason = excluded.reason, created_at = excluded.created_at,"
             " created_by = excluded.created_by, expires_at = excluded.expires_at"
         )
+        # What leaves the key where it is does not count as a change: nobody has to learn of it.
+        self._renew = sql(
+            "UPDATE {lock} l SET reason = w.reason, created_at = clock_timestamp(), created_by = :created_by"
+            " FROM unnest(CAST(:keys AS text[]), CAST(:pools AS text[]), CAST(:partitions AS int[]),"
+            " CAST(:reasons AS text[]), CAST(:expires_in AS float8[]))"
+            " AS w (key, pool, partition_id, reason, expires_in)"
+            " WHERE l.task_id = w.key AND l.partition_id = w.partition_id AND l.node_patterns = CAST(w.pool AS jsonb)"
+            " AND l.expires_at IS NULL AND w.expires_in IS NULL RETURNING l.task_id"
+        )
         # Every change counts itself in this row, by a trigger.
         self._take_turns = sql("SELECT FROM {cluster} FOR NO KEY UPDATE")
         self._take_turn = sql("SELECT FROM {cluster} FOR NO KEY UPDATE SKIP LOCKED")
@@ -90,6 +99,7 @@ class Locks:
             " AND (CAST(:before AS timestamptz) IS NULL OR created_at < :before)"
         )
         self._all = sql("SELECT task_id FROM {lock}")
+        self._locked = sql("SELECT task_id FROM {lock} WHERE task_id = ANY(CAST(:keys AS text[]))")
         self._now = sql("SELECT clock_timestamp()")
         self._due = sql("SELECT task_id FROM {lock} WHERE expires_at <= clock_timestamp()")
         self._list = sql(
@@ -111,15 +121,9 @@ class Locks:
 
     def set(self, tx: Connection, locks: Sequence[NewLock], created_by: str) -> None:
         """Set locks, in place of those that the keys had."""
-        params = {
-            "keys": [lock.key for lock in locks],
-            "pools": [lock.pool for lock in locks],
-            "partitions": [lock.partition for lock in locks],
-            "reasons": [lock.reason for lock in locks],
-            "expires_in": [lock.expires_in for lock in locks],
-            "created_by": created_by,
-        }
-        tx.execute(self._set, params)
+        renewed = set(tx.execute(self._renew, _columns(locks, created_by)).scalars())
+        if new := [lock for lock in locks if lock.key not in renewed]:
+            tx.execute(self._set, _columns(new, created_by))
 
     def introduce(self, tx: Connection, name: str, kind: str) -> None:
         """Leave a row for a creator of locks that is no node, so that its locks are not taken for orphans."""
@@ -149,6 +153,10 @@ class Locks:
     def keys(self, tx: Connection) -> list[str]:
         """The keys that are locked."""
         return list(tx.execute(self._all).scalars())
+
+    def locked(self, tx: Connection, keys: Collection[str]) -> list[str]:
+        """Which of these keys are locked."""
+        return list(tx.execute(self._locked, {"keys": list(keys)}).scalars())
 
     def created(self, tx: Connection, created_by: str, before: datetime | None) -> list[str]:
         """The keys that one creator has locked, before a time if one is given."""
@@ -184,3 +192,14 @@ class Locks:
         rows = link.statement(self._placements)
         locked = {row.task_id: row.partition_id for row in rows if row.task_id is not None}
         return Placements(rows[0].version, rows[0].age, locked, rows[0].lease)
+
+
+def _columns(locks: Sequence[NewLock], created_by: str) -> dict[str, object]:
+    return {
+        "keys": [lock.key for lock in locks],
+        "pools": [lock.pool for lock in locks],
+        "partitions": [lock.partition for lock in locks],
+        "reasons": [lock.reason for lock in locks],
+        "expires_in": [lock.expires_in for lock in locks],
+        "created_by": created_by,
+    }

@@ -356,6 +356,20 @@ def test_what_an_operator_changes_by_hand_counts_like_everything_else(cluster: C
     assert isinstance(cluster.claim("key1")[0], Granted)
 
 
+def test_what_leaves_every_key_where_it_is_is_no_change_that_others_have_to_learn_of(cluster: Cluster) -> None:
+    cluster.lock("a", "b")
+    [(before,)] = rows(cluster.store, "SELECT locks_version FROM {cluster}")
+    with cluster.store.database.transaction() as tx:
+        cluster.locks.set(tx, [LockRequest("b", ("gpu-%",), "anew")], GPU)
+        assert cluster.locks.clear(tx, ["unlocked"]) == cluster.locks.clear_by_creator(tx, "nobody") == 0
+        assert cluster.locks.expire(tx) == 0
+    assert rows(cluster.store, "SELECT locks_version FROM {cluster}") == [(before,)]
+    assert rows(cluster.store, "SELECT created_by, reason FROM {lock} WHERE task_id = 'b'") == [(GPU, "anew")]
+    with cluster.store.database.transaction() as tx:
+        cluster.locks.set(tx, [LockRequest("b", ("gpu-%",)), LockRequest("c", ("gpu-%",))], GPU)
+    assert rows(cluster.store, "SELECT locks_version FROM {cluster}") == [(before + 1,)]
+
+
 def test_there_are_not_more_pools_than_a_plan_can_look_at(cluster: Cluster) -> None:
     cluster.lock(*(f"key{n}" for n in range(3)), patterns=("shared-%",))
     for n in range(MOST_POOLS - 1):

@@ -161,7 +161,8 @@ BEGIN
     PERFORM pg_catalog.pg_notify('{channel}', 'locks');
     RETURN NULL;
 END $$;
-CREATE TRIGGER "{prefix}locks_changed" BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {lock}
+CREATE TRIGGER "{prefix}locks_changed" BEFORE INSERT OR UPDATE OF task_id, node_patterns, partition_id, expires_at
+    OR DELETE OR TRUNCATE ON {lock}
     FOR EACH STATEMENT EXECUTE FUNCTION {locks_changed}();
 """
 
