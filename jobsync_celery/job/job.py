@@ -18,7 +18,7 @@ from jobsync_celery.core.tokens import TokenSet, key_text
 from jobsync_celery.errors import JobsyncError, SettingsError, StoreError, StoreUnavailable
 from jobsync_celery.job.cluster import JobCluster
 from jobsync_celery.job.ledger import Ledger
-from jobsync_celery.job.seat import Diary, Seat
+from jobsync_celery.job.seat import LINES, Diary, Seat
 from jobsync_celery.job.task import Task, TaskId, task_of
 from jobsync_celery.runtime.callbacks import Callback
 from jobsync_celery.runtime.claim import Claim, NullClaim
@@ -300,12 +300,14 @@ class Job(LockCalls):
             provider = None if self._lock_provider is None else partial(self._lock_provider, self)
             cluster.desk().provide(provider, clear_existing=self._clear_existing_locks)
         if not cluster.foreign:
-            events = Events()
+            events = Events(LINES)
             events.listen(self._diary.note)
             seat = Seat(cluster.store, cluster.config, cluster.shape, self.node_name, self._callbacks, events)
             seat.join(end - time.monotonic())
             self._seat, self._ledger = seat, Ledger(cluster.store, seat, self.date, events)
-        self._nodes = self.get_active_nodes()
+            self._nodes = seat.neighbours
+        else:
+            self._nodes = self.get_active_nodes()
 
     def _claim(self, tasks: list[Task]) -> list[Claim] | list[NullClaim]:
         self._require_block()

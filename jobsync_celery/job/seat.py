@@ -18,7 +18,7 @@ from jobsync_celery.errors import JoinTimeout, StoreUnavailable
 from jobsync_celery.runtime.assembly import node_settings_of, scope_of
 from jobsync_celery.runtime.callbacks import Callback, Rebalances
 from jobsync_celery.runtime.clock import boot_clock
-from jobsync_celery.runtime.events import FACTS, Events
+from jobsync_celery.runtime.events import Events
 from jobsync_celery.runtime.lease import Lease
 from jobsync_celery.runtime.listeners import Listeners, Receiver
 from jobsync_celery.runtime.node import Node
@@ -26,7 +26,7 @@ from jobsync_celery.runtime.presence import Presence
 from jobsync_celery.runtime.tenancy import ASSIGNED, REVOKED, Tenancy
 from jobsync_celery.runtime.tenures import Tenures
 from jobsync_celery.settings import CoordinationConfig
-from jobsync_celery.store.nodes import Identity
+from jobsync_celery.store.nodes import Identity, NodeRow
 from jobsync_celery.store.partitions import LockPartition
 from jobsync_celery.store.schema import ClusterShape
 from jobsync_celery.store.store import Store
@@ -34,8 +34,17 @@ from jobsync_celery.store.store import Store
 #: How long a node that leaves waits for the database before it leaves its lease to end by itself, in seconds.
 _FAREWELL_SEC = 5.0
 _LOOK_AGAIN_SEC = 0.25
+_PRESENT = ("live", "draining")
+#: What the log says of facts that mean something else for a worker.
+LINES = {
+    "name_taken": "{name!r} cannot take part: another live process has this name (host {host}, pid {pid}). Give each"
+    " node a name of its own",
+    "store_unavailable": "the coordination database does not answer ({error}). When the lease ends no task is this"
+    " node's, until the database answers again",
+    "schema_refused": "coordination refused: {error}",
+}
 #: Facts that tell why a node has no share yet.
-_OBSTACLES = frozenset(("store_unavailable", "name_taken", "waiting_for_name", "plan_held_back", "schema_refused"))
+_OBSTACLES = frozenset((*LINES, "waiting_for_name", "plan_held_back"))
 
 
 class Seat:
@@ -62,6 +71,8 @@ class Seat:
         self.tokens = TokenMap(shape.total_tokens, shape.partitions, shape.hash_function)
         self.tenures = Tenures(shape.partitions)
         self._events = events
+        #: The nodes that were there, this one too, when it joined.
+        self.neighbours: list[NodeRow] = []
         self._obstacle = "no plan has been made yet"
         events.listen(self._note)
         self._presence = Presence(scope_of(store), name)
@@ -108,16 +119,18 @@ class Seat:
         """
         self.node.start()
         end = time.monotonic() + limit
-        while not self._settled():
-            left = end - time.monotonic()
-            if left <= 0:
-                if self.held:
+        try:
+            while not self._settled():
+                left = end - time.monotonic()
+                if left <= 0 and self.held:
                     return
-                obstacle = self._obstacle
-                self.leave()
-                raise JoinTimeout(f"{self.name} has no share after {limit:.0f} s: {obstacle}")
-            self._changed.wait(min(left, _LOOK_AGAIN_SEC))
-            self._changed.clear()
+                if left <= 0:
+                    raise JoinTimeout(f"{self.name} has no share after {limit:.0f} s: {self._obstacle}")
+                self._changed.wait(min(left, _LOOK_AGAIN_SEC))
+                self._changed.clear()
+        except BaseException:
+            self.leave()
+            raise
 
     def leave(self) -> None:
         """Hand everything over and leave the cluster; what was claimed and has not ended is given back."""
@@ -149,6 +162,7 @@ class Seat:
                 members = self._store.nodes.members(tx)
                 seats = self._store.partitions.seats(tx)
                 made = plan(members, seats, absent=self._store.nodes.awaited(tx, self._grace))
+                self.neighbours = [node for node in self._store.nodes.everyone(tx) if node.state in _PRESENT]
         except StoreUnavailable:
             return False
         mine = {seat.number for seat in seats if seat.target == self.name}
@@ -160,7 +174,7 @@ class Seat:
 
     def _note(self, fact: str, fields: dict[str, Any]) -> None:
         if fact in _OBSTACLES:
-            self._obstacle = FACTS[fact][1].format(**fields)
+            self._obstacle = self._events.line(fact, fields)
 
 
 class _NoBroker:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jobsync_celery.core.model import short
@@ -73,20 +73,28 @@ FACTS: dict[str, tuple[int, str]] = {
 
 
 class Events:
-    """Where facts are emitted; thread-safe. Listeners must not block and never break the emitter."""
+    """Where facts are emitted; thread-safe. Listeners must not block and never break the emitter.
 
-    def __init__(self) -> None:
+    Arguments:
+        lines: what the log says of some facts, where that is something else than for a worker.
+    """
+
+    def __init__(self, lines: Mapping[str, str] | None = None) -> None:
+        self._lines = lines or {}
         self._listeners: list[Listener] = []
 
     def listen(self, listener: Listener) -> None:
         """Call ``listener(fact, fields)`` for every fact from now on, in the thread that emits it."""
         self._listeners.append(listener)
 
+    def line(self, fact: str, fields: Mapping[str, Any]) -> str:
+        """What the log says of a fact."""
+        shown = {name: _shown(name, value) for name, value in fields.items()}
+        return self._lines.get(fact, FACTS[fact][1]).format(**shown)
+
     def __call__(self, fact: str, **fields: Any) -> None:
         """Emit one fact of :data:`FACTS`."""
-        level, line = FACTS[fact]
-        shown = {name: _shown(name, value) for name, value in fields.items()}
-        logger.log(level, "jobsync: %s", line.format(**shown), extra={"jobsync_event": fact})
+        logger.log(FACTS[fact][0], "jobsync: %s", self.line(fact, fields), extra={"jobsync_event": fact})
         for listener in self._listeners:
             try:
                 listener(fact, fields)

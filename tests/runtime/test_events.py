@@ -13,7 +13,7 @@ from jobsync_celery.runtime.events import FACTS, Events
 
 def fields_of(fact: str) -> dict[str, Any]:
     names = {name for _, name, _, _ in Formatter().parse(FACTS[fact][1]) if name}
-    return dict.fromkeys(names, 1)
+    return {name: [1] if name == "numbers" else 1 for name in names}
 
 
 def test_an_unknown_fact_is_a_programming_error() -> None:
@@ -33,6 +33,23 @@ def test_every_fact_becomes_one_log_line_of_its_level(fact: str, caplog: pytest.
     (record,) = caplog.records
     assert record.levelno == FACTS[fact][0] and record.getMessage().startswith("jobsync: ")
     assert vars(record)["jobsync_event"] == fact
+
+
+def test_partitions_are_named_in_spans(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "jobsync_celery"):
+        Events()("partitions_taken", numbers=[0, 1, 2, 5, 7, 8])
+        Events()("partitions_released", numbers=[])
+    assert [record.getMessage() for record in caplog.records] == [
+        "jobsync: took partitions 0-2, 5, 7-8",
+        "jobsync: released partitions ",
+    ]
+
+
+def test_a_log_line_can_be_another_where_a_fact_means_something_else(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "jobsync_celery"):
+        Events({"node_left": "{name} is gone"})("node_left", name="a")
+    assert caplog.messages == ["jobsync: a is gone"]
+    assert Events({"node_left": "{name} is gone"}).line("node_left", {"name": "a"}) == "a is gone"
 
 
 def test_a_listener_hears_the_fact_and_its_fields() -> None:
