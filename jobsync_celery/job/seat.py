@@ -137,9 +137,8 @@ class Seat:
         self.node.drain()
         self.node.drained.wait(_FAREWELL_SEC)
         # To leave is to release: without it the lease ends by itself, which is slower, and safe.
-        if self.tenancy.close(_FAREWELL_SEC):
-            self.node.leave(_FAREWELL_SEC)
-        self._presence.close()
+        if self.tenancy.close(_FAREWELL_SEC) and self.node.leave(_FAREWELL_SEC):
+            self._presence.remove()
 
     def _question(self) -> Callable[[str], bool]:
         lease, tenancy, ownership = self.lease, self.tenancy, self.node.ownership

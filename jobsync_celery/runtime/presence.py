@@ -24,9 +24,9 @@ class Presence:
 
     def __init__(self, scope: str, name: str) -> None:
         digest = hashlib.sha256(f"{scope}\0{name}".encode()).hexdigest()[:24]
-        path = Path(tempfile.gettempdir()) / f"jobsync-{os.getuid()}-{digest}.lock"
+        self._path = Path(tempfile.gettempdir()) / f"jobsync-{os.getuid()}-{digest}.lock"
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
-        self._fd = os.open(path, flags, 0o600)
+        self._fd = os.open(self._path, flags, 0o600)
         status = os.fstat(self._fd)
         self._file = f"{_boot_id()}:{status.st_dev}:{status.st_ino}"
         self.held = self.hold()
@@ -49,6 +49,18 @@ class Presence:
     def proves_gone(self, identity: str) -> bool:
         """Whether the process that registered with ``identity`` is gone, with all its children."""
         return identity == self._file and (self.held or self.hold())
+
+    def remove(self) -> None:
+        """Let go of the name, and take the file away; only by who leaves in good order, and has no children.
+
+        Whoever has opened the file meanwhile holds one that nobody else will find, which proves nothing of anybody.
+        """
+        try:
+            if self.held and os.path.samestat(self._path.stat(), os.fstat(self._fd)):
+                self._path.unlink()
+        except FileNotFoundError:
+            pass
+        self.close()
 
     def close(self) -> None:
         """Let go of the name in this process; children may still hold it."""

@@ -50,6 +50,20 @@ def test_one_process_holds_a_name_and_another_name_is_free(scope: str) -> None:
         presence.close()
 
 
+def test_who_leaves_in_good_order_leaves_no_file_and_no_proof_behind(scope: str, tmp_path: Path) -> None:
+    first, second = Presence(scope, "a"), Presence(scope, "a")
+    identity = first.identity
+    first.remove()
+    assert not list(tmp_path.iterdir())
+    third = Presence(scope, "a")
+    assert third.held and not third.proves_gone(identity)
+    assert second.hold() and not second.proves_gone(third.identity) and not third.proves_gone(second.identity)
+    second.remove()
+    assert list(tmp_path.iterdir())
+    third.remove()
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_scope_is_another_name(scope: str) -> None:
     first, second = Presence(scope, "a"), Presence(f"{scope}x", "a")
     assert first.held and second.held
