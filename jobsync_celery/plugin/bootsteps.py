@@ -12,6 +12,7 @@ from celery.worker import state as worker_state
 
 from jobsync_celery.errors import UnsupportedPool
 from jobsync_celery.plugin.coordinated import Registry
+from jobsync_celery.plugin.reconnection import reconnect_soon
 from jobsync_celery.plugin.redis_channel import safe_transport
 from jobsync_celery.plugin.worker import WorkerNode
 
@@ -64,6 +65,7 @@ class QueuesStep(bootsteps.StartStopStep):
         def connection_for_read(heartbeat: Any = None) -> Any:
             connection = consumer.app.connection_for_read(heartbeat=_heartbeat(consumer, heartbeat))
             connection.transport_cls = safe_transport(connection.get_transport_cls())
+            reconnect_soon(connection)
             return consumer.ensure_connected(connection)
 
         consumer.connection_for_read = connection_for_read
