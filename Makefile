@@ -14,12 +14,9 @@ demo: ## watch a cluster of workers share work by key, and prove it
 	@PYTHON="$(PYTHON)" .ci/setup demo
 	@$(PY) -m jobsync_celery demo $(ARGS)
 
-# Tests marked `alone` measure times and run before the others, which run two at a time. pytest ends
-# with 5 when it has nothing to run.
 test: ## run all tests
 	@PYTHON="$(PYTHON)" .ci/setup dev rabbitmq
-	@$(PY) -m pytest -q -m alone $(ARGS) || [ $$? -eq 5 ]
-	@$(PY) -m pytest -q -m "not alone" -n 2 --dist loadgroup $(ARGS)
+	@$(PY) -m pytest -q -n 2 --dist loadgroup $(ARGS)
 
 check: ## lint, format, types and layers
 	@PYTHON="$(PYTHON)" .ci/setup dev
