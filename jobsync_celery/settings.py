@@ -37,6 +37,10 @@ class CoordinationConfig:
     lock_partitions: partitions of each pool of task locks.
     hold_limit: messages a node holds back for keys that are running.
     claim_retention: how long a run recorded done is remembered.
+    history_retention, dead_node_retention, audit_retention: how long plans, rows of dead nodes, and completed runs
+        in the audit are kept.
+    audit: whether tasks that are done are copied into the audit when their claims are deleted.
+    clear_orphaned_locks: whether maintenance clears old task locks whose creator is gone.
     max_lost_runs: after so many runs that were lost because a worker or pool child died, the task is failed.
     rejoin_grace_sec: how long partitions wait for a node that left to come back under its name.
     node_name, weight: this worker's name (None: Celery's nodename) and its share relative to others
@@ -65,6 +69,11 @@ class CoordinationConfig:
     lock_partitions: int = 1
     hold_limit: int = 1000
     claim_retention: float = 86400
+    history_retention: float = 30 * 86400
+    dead_node_retention: float = 7 * 86400
+    audit_retention: float = 30 * 86400
+    audit: bool = False
+    clear_orphaned_locks: bool = False
     max_lost_runs: int = 3
     rejoin_grace_sec: float = 0
     node_name: str | None = None
@@ -194,6 +203,9 @@ _RULES: Mapping[str, _Number | _Text] = {
     "lock_partitions": _Number(1, 64, whole=True),
     "hold_limit": _Number(1, whole=True),
     "claim_retention": _Number(1),
+    "history_retention": _Number(3600),  # status counts the plans of the last hour
+    "dead_node_retention": _Number(60),
+    "audit_retention": _Number(86400),  # today's is asked for until the day is over
     "max_lost_runs": _Number(1, whole=True),
     "rejoin_grace_sec": _Number(0),
     "node_name": _Text(r"[^\s\0]{1,255}", "1 to 255 characters without spaces"),
@@ -201,6 +213,7 @@ _RULES: Mapping[str, _Number | _Text] = {
 }
 
 _OPTIONAL = frozenset(("url", "schema", "node_name", *DATABASE_PARTS))
+_SWITCHES = ("enabled", "audit", "clear_orphaned_locks")
 
 
 def _refuse_unknown(settings: Mapping[str, object]) -> None:
@@ -211,8 +224,9 @@ def _refuse_unknown(settings: Mapping[str, object]) -> None:
 
 
 def _check_each(config: CoordinationConfig) -> None:
-    if not isinstance(config.enabled, bool):
-        raise SettingsError(f"enabled must be True or False, not {config.enabled!r}")
+    for name in _SWITCHES:
+        if not isinstance(getattr(config, name), bool):
+            raise SettingsError(f"{name} must be True or False, not {getattr(config, name)!r}")
     for name, rule in _RULES.items():
         value = getattr(config, name)
         optional = value is None and name in _OPTIONAL
@@ -230,6 +244,17 @@ def _check_combinations(config: CoordinationConfig) -> None:
         raise SettingsError(
             f"partitions={config.partitions} must not exceed total_tokens={config.total_tokens}: "
             "every partition holds a token"
+        )
+    if config.dead_node_retention < config.heartbeat_timeout_sec + config.rejoin_grace_sec:
+        raise SettingsError(
+            f"dead_node_retention={config.dead_node_retention} must be at least heartbeat_timeout_sec + "
+            f"rejoin_grace_sec ({config.heartbeat_timeout_sec + config.rejoin_grace_sec} s): "
+            "a name that may still return is known by its row"
+        )
+    if config.audit and config.audit_retention <= config.claim_retention:
+        raise SettingsError(
+            f"audit_retention={config.audit_retention} must be more than claim_retention={config.claim_retention} "
+            "with audit=True: a run is copied when its claim is deleted, and both count from its end"
         )
 
 

@@ -7,19 +7,20 @@ from typing import Any
 from celery import Celery
 
 from jobsync_celery.plugin.cluster import Cluster
+from jobsync_celery.runtime.housekeeping import Housekeeping, Retention
 from jobsync_celery.runtime.rebalancing import back_up
-from jobsync_celery.store.maintenance import Maintenance, Retention
 from jobsync_celery.store.schema import ensure_schema
 
 REBALANCE = "jobsync.rebalance"
 MAINTENANCE = "jobsync.maintenance"
 _MAINTENANCE_EVERY_SEC = 300.0
+_LONGEST_MAINTENANCE_SEC = 240.0
 
 
 def register(app: Celery, cluster: Cluster) -> None:
     """Add the two tasks, and their entries to the beat schedule unless the user has entries of those names."""
 
-    @app.task(name=REBALANCE, ignore_result=True, expires=cluster.config.rebalance_check_interval_sec)
+    @app.task(name=REBALANCE, shared=False, ignore_result=True, expires=cluster.config.rebalance_check_interval_sec)
     def rebalance_task() -> int:
         """Plan under the leader's rules; never evicts."""
         ensure_schema(cluster.store.database, cluster.shape)
@@ -27,11 +28,17 @@ def register(app: Celery, cluster: Cluster) -> None:
             made = back_up(tx, cluster.store, cluster.tokens, cluster.config.rejoin_grace_sec)
         return 0 if made is None else len(made.moves)
 
-    @app.task(name=MAINTENANCE, ignore_result=True, expires=_MAINTENANCE_EVERY_SEC)
+    @app.task(name=MAINTENANCE, shared=False, ignore_result=True, expires=_MAINTENANCE_EVERY_SEC)
     def maintenance_task() -> dict[str, int]:
-        """Delete what is past its retention."""
+        """Delete what is past its retention; how many rows of each kind went."""
         ensure_schema(cluster.store.database, cluster.shape)
-        return Maintenance(cluster.store.database).run(Retention(claims=cluster.config.claim_retention))
+        retention = Retention.of(cluster.config, cluster.shape.kind)
+        tidied = Housekeeping(cluster.store, cluster.shape, retention).clean(longest=_LONGEST_MAINTENANCE_SEC)
+        if rows := sum(each.rows for each in tidied.cleaned):
+            cluster.events("cleaned_up", rows=rows)
+        for remark in tidied.remarks:
+            cluster.events("not_vacuumed", remark=remark)
+        return {each.what: each.rows for each in tidied.cleaned}
 
     def schedule(sender: Celery, **_: Any) -> None:
         entries = dict(sender.conf.beat_schedule or {})

@@ -53,6 +53,8 @@ FACTS: dict[str, tuple[int, str]] = {
     ),
     "rebalanced": (logging.INFO, "rebalanced ({reason}): {moved} partitions move, {nodes} nodes, term {term}"),
     "locks_expired": (logging.INFO, "{count} task locks have expired"),
+    "cleaned_up": (logging.INFO, "maintenance deleted {rows} rows that were past their retention"),
+    "not_vacuumed": (logging.WARNING, "after maintenance a table was not vacuumed: {remark}"),
     "partitions_taken": (logging.INFO, "took partitions {numbers}"),
     "partitions_released": (logging.INFO, "released partitions {numbers}"),
     "tasks_overtaken": (

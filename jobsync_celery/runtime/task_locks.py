@@ -95,18 +95,27 @@ class TaskLocks:
         self._store.locks.take_turns(tx)
         return self._clear(tx, self._store.locks.keys(tx))
 
-    def expire(self, tx: Connection) -> int:
+    def expire(self, tx: Connection, limit: int | None = None) -> int:
         """Unlock the keys whose locks have expired, by the database's clock; how many that were.
 
         None at once if somebody changes locks just now: an operator's open transaction must not hold up the leader.
         """
         if not self._store.locks.take_turns(tx, wait=False):
             return 0
-        keys = self._store.locks.due(tx)
+        keys = self._store.locks.due(tx, limit)
         if not keys:
             return 0
         self._hold_still(tx, keys)
         return self._store.locks.clear_due(tx, keys)
+
+    def clear_orphaned(self, tx: Connection, before: datetime, limit: int | None = None) -> int:
+        """Unlock keys that were locked before a time by who has no row any more; how many that were.
+
+        None at once if somebody changes locks just now, as :meth:`expire`.
+        """
+        if not self._store.locks.take_turns(tx, wait=False):
+            return 0
+        return self._clear(tx, self._store.locks.orphaned(tx, before, limit))
 
     def ensure_pools(self, tx: Connection, pools: Collection[str]) -> Mapping[str, tuple[int, ...]]:
         """Add the pools that do not exist yet, and plan for them; the partitions of all pools.

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import URL, TextClause, create_engine, event, make_url, text
@@ -118,9 +119,13 @@ class Database:
     def __repr__(self) -> str:
         return f"<Database {self.where} tables {self._quoted('')}>"
 
-    def link(self, name: str) -> Link:
-        """A connection of its own for one thread; ``name`` shows in ``pg_stat_activity``."""
-        link = Link(name, self._open, self.where)
+    def link(self, name: str, timeouts: Timeouts | None = None) -> Link:
+        """A connection of its own for one thread; ``name`` shows in ``pg_stat_activity``.
+
+        Arguments:
+            timeouts: in place of the database's, but for ``connect`` and ``tcp_user``.
+        """
+        link = Link(name, partial(self._open, limits=timeouts or self.timeouts), self.where)
         self._links.add(link)
         return link
 
@@ -148,9 +153,8 @@ class Database:
         name = f'"{self.prefix}{noun}"'
         return f'"{self.schema}".{name}' if self.schema else name
 
-    def _open(self, name: str) -> Connection:
-        connection = self._engine.connect()
-        limits = self.timeouts
+    def _open(self, name: str, limits: Timeouts) -> Connection:
+        connection = self._engine.connect().execution_options(**{_PATIENCE: limits.statement})
         session = {
             "name": name,
             "statement": str(_milliseconds(limits.statement)),

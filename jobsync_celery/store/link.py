@@ -55,6 +55,18 @@ class Link:
             result = self._live().execute(sql, params or {})
             return list(result.all()) if result.returns_rows else []
 
+    def command(self, sql: TextClause) -> list[str]:
+        """Run a command that belongs in no transaction; what the server remarked on it: warnings, notices."""
+        with self._translating():
+            connection = self._live()
+            driver = _driver(connection)
+            driver.notices = remarks = _Remarks()
+            try:
+                connection.execute(sql)
+            finally:
+                driver.notices = []
+        return [" ".join(line.partition(":")[2].split()) for line in remarks.lines]
+
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """A READ COMMITTED transaction; commits at the end of the block, rolls back on any exception.
@@ -202,6 +214,16 @@ class Link:
             if breaks_session(error):
                 self.close()
             raise translated(error, self._where) from error
+
+
+class _Remarks:
+    """In place of psycopg2's list of notices, which SQLAlchemy empties."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def append(self, line: str) -> None:
+        self.lines.append(line)
 
 
 def _driver(connection: Connection) -> Any:

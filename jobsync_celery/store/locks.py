@@ -101,7 +101,19 @@ class Locks:
         self._all = sql("SELECT task_id FROM {lock}")
         self._locked = sql("SELECT task_id FROM {lock} WHERE task_id = ANY(CAST(:keys AS text[]))")
         self._now = sql("SELECT clock_timestamp()")
-        self._due = sql("SELECT task_id FROM {lock} WHERE expires_at <= clock_timestamp()")
+        # What an operator has locked by hand is left for later.
+        self._due = sql(
+            "SELECT task_id FROM {lock} WHERE expires_at <= clock_timestamp() LIMIT :limit FOR UPDATE SKIP LOCKED"
+        )
+        orphaned = (
+            "created_at < :before AND created_by IS NOT NULL"
+            " AND NOT EXISTS (SELECT FROM {node} n WHERE n.name = {lock}.created_by)"
+        )
+        self._orphaned = sql(
+            "SELECT task_id FROM {lock} WHERE {orphaned} LIMIT :limit FOR UPDATE SKIP LOCKED", orphaned=orphaned
+        )
+        self._count_due = sql("SELECT count(*) FROM {lock} WHERE expires_at <= clock_timestamp()")
+        self._count_orphaned = sql("SELECT count(*) FROM {lock} WHERE {orphaned}", orphaned=orphaned)
         self._list = sql(
             "SELECT l.task_id, p.pool, l.reason, l.created_at, l.created_by, l.expires_at, l.partition_id,"
             " p.caretaker OR p.target IS NULL AS unserved"
@@ -167,9 +179,21 @@ class Locks:
         now: datetime = tx.execute(self._now).scalar_one()
         return now
 
-    def due(self, tx: Connection) -> list[str]:
-        """The keys whose locks have expired, by the database's clock."""
-        return list(tx.execute(self._due).scalars())
+    def due(self, tx: Connection, limit: int | None = None) -> list[str]:
+        """The keys whose locks have expired, by the database's clock; not those whose rows somebody holds."""
+        return list(tx.execute(self._due, {"limit": limit}).scalars())
+
+    def orphaned(self, tx: Connection, before: datetime, limit: int | None = None) -> list[str]:
+        """The keys whose locks are from before a time, and their creators gone; not those whose rows somebody holds."""
+        return list(tx.execute(self._orphaned, {"before": before, "limit": limit}).scalars())
+
+    def count_due(self, link: Link) -> int:
+        """How many locks have expired, by the database's clock."""
+        return int(link.statement(self._count_due)[0][0])
+
+    def count_orphaned(self, link: Link, before: datetime) -> int:
+        """How many locks are from before a time, and their creators gone."""
+        return int(link.statement(self._count_orphaned, {"before": before})[0][0])
 
     def list(self, tx: Connection) -> list[TaskLock]:
         """All locks, the oldest first."""

@@ -1,52 +1,150 @@
-"""Keeping the tables small, in bounded batches that block nobody."""
+"""What is past its retention: counted, and deleted in bounded batches that wait for nobody."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
-from jobsync_celery.store.database import Database
+from sqlalchemy import TextClause
+from sqlalchemy.engine import Connection
 
-_BATCH = 5000
+from jobsync_celery.errors import StoreUnavailable
+from jobsync_celery.store.database import Database, Link, Timeouts
+
+#: A batch may take long on a slow disk, but hardly waits for locks; a client that falls silent soon lets go of its own.
+_BATCH_TIMEOUTS = Timeouts(statement=60.0, lock=0.2, idle_in_transaction=5.0)
+#: VACUUM reads all indexes of a table in full, so it pays only for some part of it: autovacuum's, for claims.
+_DEAD_PART = 0.02
+_LEAST_DEAD = 1000
 
 
 @dataclass(frozen=True)
-class Retention:
-    """How long rows are kept, in seconds."""
+class _Rows:
+    """Rows that may go when they are old; ``dated`` says how old they are, by an index where there can be many."""
 
-    claims: float
-    history: float = 30 * 86400.0
-    dead_nodes: float = 7 * 86400.0
+    table: str
+    dated: str
+    which: str = "true"
+
+
+_KINDS = {
+    "dead_nodes": _Rows("node", "coalesce(last_heartbeat, created_on)", "state IN ('dead', 'left')"),
+    "lock_creators": _Rows(
+        "node", "created_on", "state = 'admin' AND NOT EXISTS (SELECT FROM {lock} l WHERE l.created_by = {node}.name)"
+    ),
+    "history": _Rows("rebalance", "triggered_at"),
+    "audit": _Rows("audit", "created_on"),
+    "claims": _Rows("claim", "finished_on", "state <> 'running'"),
+}
+
+_COUNT = "SELECT count(*) FROM {rows} WHERE {which} AND {dated} < :before"
+_GONE = (
+    "gone AS (DELETE FROM {rows} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {rows}"
+    " WHERE {which} AND {dated} < :before AND {dated} >= CAST(:oldest AS timestamptz)"
+    " ORDER BY {dated} LIMIT :limit FOR UPDATE SKIP LOCKED)) RETURNING {returned})"
+)
+_DELETE = "WITH {gone} SELECT count(*) AS deleted, max(dated) AS newest, 0 AS audited FROM gone"
+# In order, so that two who clean up at once do not wait for each other crosswise.
+_DELETE_AND_COPY = (
+    "WITH {gone}, copied AS (INSERT INTO {audit} (date, task_id, node, task_name, created_on)"
+    " SELECT CAST(dated AT TIME ZONE 'UTC' AS date), task_id, node, task_name, dated FROM gone"
+    " WHERE state = 'done' ORDER BY 1, 2 ON CONFLICT DO NOTHING RETURNING date)"
+    " SELECT count(*) AS deleted, max(dated) AS newest, (SELECT count(*) FROM copied) AS audited FROM gone"
+)
+_COPIED = "task_id, node, task_name, state, finished_on AS dated"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a batch did; the next one may begin at ``newest``."""
+
+    deleted: int
+    newest: datetime | None
+    audited: int = 0
 
 
 class Maintenance:
-    """Deletes what is past its retention."""
+    """Counts and deletes old rows by kind: dead_nodes, lock_creators, history, audit, claims."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
-        sql = database.sql
-        self._claims = sql(
-            "DELETE FROM {claim} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {claim}"
-            " WHERE state <> 'running' AND created_on < clock_timestamp() - make_interval(secs => :age)"
-            " AND finished_on < clock_timestamp() - make_interval(secs => :age) LIMIT :batch FOR UPDATE SKIP LOCKED))"
-        )
-        self._history = sql(
-            "DELETE FROM {rebalance} WHERE triggered_at < clock_timestamp() - make_interval(secs => :age)"
-        )
-        self._dead = sql(
-            "DELETE FROM {node} WHERE state = 'dead'"
-            " AND last_heartbeat < clock_timestamp() - make_interval(secs => :age)"
-        )
+        def sql(template: str, rows: _Rows, returned: str = "") -> TextClause:
+            return database.sql(
+                template.replace("{gone}", _GONE),
+                rows=f"{{{rows.table}}}",
+                dated=rows.dated,
+                which=rows.which,
+                returned=returned or f"{rows.dated} AS dated",
+            )
 
-    def run(self, retention: Retention) -> dict[str, int]:
-        """Delete what is past its retention; how many rows of each kind went."""
-        claims = 0
-        while True:
-            with self._database.transaction("jobsync maintenance") as tx:
-                deleted = tx.execute(self._claims, {"age": retention.claims, "batch": _BATCH}).rowcount
-            claims += deleted
-            if deleted < _BATCH:
-                break
-        with self._database.transaction("jobsync maintenance") as tx:
-            history = tx.execute(self._history, {"age": retention.history}).rowcount
-            nodes = tx.execute(self._dead, {"age": retention.dead_nodes}).rowcount
-        return {"claims": claims, "rebalances": history, "dead_nodes": nodes}
+        self._database = database
+        self._now = database.sql("SELECT clock_timestamp()")
+        self._count = {kind: sql(_COUNT, rows) for kind, rows in _KINDS.items()}
+        self._delete = {kind: sql(_DELETE, rows) for kind, rows in _KINDS.items()}
+        self._delete_and_copy = sql(_DELETE_AND_COPY, _KINDS["claims"], _COPIED)
+        self._size = database.sql("SELECT reltuples FROM pg_class WHERE oid = to_regclass(:table)")
+        self._gently = database.sql("SELECT set_config('vacuum_cost_delay', '2ms', false)")
+        # Not truncated: claims would have to wait for that.
+        self._vacuum = {
+            table: database.sql(f"VACUUM (ANALYZE, SKIP_LOCKED, TRUNCATE false) {{{table}}}")
+            for table in {"lock", *(rows.table for rows in _KINDS.values())}
+        }
+
+    def link(self) -> Link:
+        """A connection for counts and batches."""
+        return self._database.link("jobsync maintenance", _BATCH_TIMEOUTS)
+
+    def now(self, link: Link) -> datetime:
+        """The database's clock, by which everything is judged."""
+        now: datetime = link.statement(self._now)[0][0]
+        return now
+
+    def count(self, link: Link, kind: str, before: datetime) -> int:
+        """How many rows of a kind are from before a time."""
+        return int(link.statement(self._count[kind], {"before": before})[0][0])
+
+    def delete(
+        self,
+        tx: Connection,
+        kind: str,
+        before: datetime,
+        limit: int,
+        oldest: datetime | None = None,
+        copy: bool = False,
+    ) -> Batch:
+        """Delete the oldest rows of a kind from before a time, but those that somebody has locked.
+
+        Arguments:
+            oldest: where the last batch ended, so that the index entries of what it deleted are not read again.
+            copy: copy claims that are done into the audit.
+        """
+        statement = self._delete_and_copy if copy else self._delete[kind]
+        params = {"before": before, "limit": limit, "oldest": oldest or "-infinity"}
+        return Batch(*tx.execute(statement, params).one())
+
+    def helps_to_vacuum(self, link: Link, table: str, deleted: int) -> bool:
+        """Whether a table, given by its noun, lost so many rows that VACUUM pays now; else autovacuum will do."""
+        if deleted < _LEAST_DEAD:
+            return False
+        size = link.statement(self._size, {"table": getattr(self._database.tables, table)})[0][0]
+        return bool(deleted >= _DEAD_PART * size)
+
+    def vacuum(self, table: str, longest: float) -> Sequence[str]:
+        """VACUUM (ANALYZE) as gently as autovacuum; if it was not done, why.
+
+        That is so where the role does not own the table, somebody else has locked it, or ``longest`` (in seconds) is
+        over.
+        """
+        link = self._database.link("jobsync maintenance", Timeouts(statement=longest))
+        try:
+            link.statement(self._gently)
+            return link.command(self._vacuum[table])
+        except StoreUnavailable as error:
+            return [f"VACUUM of {getattr(self._database.tables, table)} was not finished: {error}"]
+        finally:
+            link.close()
+
+
+def table_of(kind: str) -> str:
+    """The noun of the table that has the rows of a kind."""
+    return _KINDS[kind].table

@@ -85,6 +85,17 @@ def find_cluster(database: Database) -> ClusterInfo | None:
         link.close()
 
 
+def stored_cluster(database: Database) -> ClusterInfo:
+    """The cluster that has to be there, of whatever shape; raises :class:`SchemaOutdated` if it is not."""
+    info = find_cluster(database)
+    if info is None:
+        raise SchemaOutdated(
+            f"no {database.prefix!r} tables of this version in {database.where}: no worker has started there yet, or"
+            " with another appname"
+        )
+    return info
+
+
 def drop_schema(database: Database) -> None:
     """Drop everything that :func:`ensure_schema` made, with all data; for tests and tools."""
     tables = asdict(database.tables)

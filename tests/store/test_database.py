@@ -33,6 +33,15 @@ def test_a_session_has_a_name_timeouts_and_durable_commits(database_url: str) ->
     link.close()
 
 
+def test_a_link_may_have_limits_of_its_own_on_the_client_s_side_too(database_url: str) -> None:
+    database = Database(database_url, timeouts=Timeouts(statement=0.2, tcp_user=0.1))
+    link = database.link("patient", Timeouts(statement=20.0, lock=0.7))
+    expected = {"statement_timeout": "20s", "lock_timeout": "700ms"}
+    assert {name: link.statement(text(f"SHOW {name}"))[0][0] for name in expected} == expected
+    link.statement(text("SELECT pg_sleep(1.5)"))
+    link.close()
+
+
 def test_no_server_is_unavailable(database_url: str) -> None:
     url = make_url(database_url).set(host="127.0.0.1", port=1, query={}).render_as_string(False)
     link = Database(url).link("nobody")

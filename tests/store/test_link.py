@@ -239,3 +239,8 @@ def test_a_child_that_discards_its_links_leaves_the_parents_connection_usable(da
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert backend(link) == before
+
+
+def test_a_command_tells_what_the_server_remarked(link: Link) -> None:
+    assert link.command(text("DO $$ BEGIN RAISE WARNING 'mind the gap'; END $$")) == ["mind the gap"]
+    assert link.command(text("SELECT 1")) == []

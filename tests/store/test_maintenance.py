@@ -1,20 +1,54 @@
-"""Maintenance: what is past its retention goes, in batches, and nothing else."""
+"""Old rows: found by the database's clock, deleted in bounded batches, and nothing else with them."""
 
 from __future__ import annotations
+
+from datetime import datetime, timedelta
 
 import pytest
 from cluster import Cluster, ending, wanted
 
-from jobsync_celery.store import maintenance
-from jobsync_celery.store.maintenance import Maintenance, Retention
+from jobsync_celery.store.guard import Guard
+from jobsync_celery.store.locks import NewLock
+from jobsync_celery.store.maintenance import Batch, Maintenance
+from jobsync_celery.store.outcomes import Granted
 
-DAY = 86400.0
 OLD = "clock_timestamp() - interval '40 days'"
+MANY = 10**6
+
+
+class Keeper:
+    """Maintenance of a cluster, each batch in a transaction of its own."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.maintenance = Maintenance(cluster.database)
+        self._link = self.maintenance.link()
+
+    def before(self, days: float = 1.0) -> datetime:
+        return self.maintenance.now(self._link) - timedelta(days=days)
+
+    def count(self, kind: str) -> int:
+        return self.maintenance.count(self._link, kind, self.before())
+
+    def batch(self, kind: str, limit: int = MANY, *, oldest: datetime | None = None, copy: bool = False) -> Batch:
+        with self._link.transaction() as tx:
+            return self.maintenance.delete(tx, kind, self.before(), limit, oldest, copy)
+
+    def delete(self, kind: str, *, copy: bool = False) -> int:
+        """Delete what is older than a day, having counted as much."""
+        counted = self.count(kind)
+        deleted = self.batch(kind, copy=copy).deleted
+        assert counted == deleted
+        return deleted
 
 
 @pytest.fixture
 def cluster(database_url: str) -> Cluster:
     return Cluster(database_url)
+
+
+@pytest.fixture
+def keeper(cluster: Cluster) -> Keeper:
+    return Keeper(cluster)
 
 
 def ended(cluster: Cluster, *states: str) -> None:
@@ -24,38 +58,139 @@ def ended(cluster: Cluster, *states: str) -> None:
     cluster.end(*[ending(*each) for each in zip(wants, granted, states, strict=True) if each[2] != "running"])
 
 
-def test_ended_claims_go_after_their_retention_and_running_ones_never(cluster: Cluster) -> None:
+def age(cluster: Cluster) -> None:
+    cluster.rows(f"UPDATE {{claim}} SET created_on = {OLD}, finished_on = {OLD} WHERE state <> 'running'")
+
+
+def test_ended_claims_go_when_they_have_been_ended_long_and_running_ones_never(
+    cluster: Cluster, keeper: Keeper
+) -> None:
     ended(cluster, "done", "failed", "retried", "lost", "running")
-    assert Maintenance(cluster.database).run(Retention(claims=DAY))["claims"] == 0
     cluster.rows(f"UPDATE {{claim}} SET created_on = {OLD}")  # long tasks, ended just now
-    assert Maintenance(cluster.database).run(Retention(claims=DAY))["claims"] == 0
-    cluster.rows(f"UPDATE {{claim}} SET finished_on = {OLD}")
-    assert Maintenance(cluster.database).run(Retention(claims=DAY))["claims"] == 4
+    assert keeper.delete("claims") == 0
+    age(cluster)
+    assert keeper.delete("claims") == 4
     assert list(cluster.states().values()) == ["running"]
 
 
-def test_claims_go_in_batches(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maintenance, "_BATCH", 3)
-    ended(cluster, *["done"] * 7)
-    cluster.rows(f"UPDATE {{claim}} SET created_on = {OLD}, finished_on = {OLD}")
-    assert Maintenance(cluster.database).run(Retention(claims=DAY))["claims"] == 7
+def test_a_batch_takes_the_oldest_and_the_next_goes_on_where_it_ended(cluster: Cluster, keeper: Keeper) -> None:
+    ended(cluster, *["done"] * 5)
+    cluster.rows(
+        "UPDATE {claim} SET finished_on = timestamptz '2020-01-01' + make_interval(days => right(task_id, 1)::int)"
+    )
+    first = keeper.batch("claims", 2)
+    assert first.deleted == 2 and sorted(cluster.states()) == ["done-2", "done-3", "done-4"]
+    second = keeper.batch("claims", 2, oldest=first.newest)
+    assert second.deleted == 2 and list(cluster.states()) == ["done-4"]
+    assert keeper.batch("claims", 2, oldest=second.newest).deleted == 1
+    assert keeper.batch("claims", 2).newest is None
 
 
-def test_maintenance_waits_for_nobody(cluster: Cluster) -> None:
+def test_a_row_that_somebody_has_locked_is_left_without_waiting(cluster: Cluster, keeper: Keeper) -> None:
     ended(cluster, "done", "done")
-    cluster.rows(f"UPDATE {{claim}} SET created_on = {OLD}, finished_on = {OLD}")
+    age(cluster)
     with cluster.database.transaction() as tx:
-        tx.execute(cluster.database.sql("SELECT FROM {claim} WHERE task_id = 'done-0' FOR UPDATE"))
-        assert Maintenance(cluster.database).run(Retention(claims=DAY))["claims"] == 1
+        tx.execute(cluster.database.sql("SELECT FROM {claim} WHERE task_id = 'done-0' FOR KEY SHARE"))
+        assert keeper.batch("claims").deleted == 1
     assert list(cluster.states()) == ["done-0"]
+    assert keeper.batch("claims").deleted == 1
 
 
-def test_old_history_and_long_dead_nodes_go_and_live_ones_stay_however_silent(cluster: Cluster) -> None:
+def test_a_claim_under_guard_or_being_completed_stays(cluster: Cluster, keeper: Keeper) -> None:
+    incarnation = cluster.join("a", 0)
+    wants = [wanted("held", "k1"), wanted("completed", "k2")]
+    fences = [one.fence for one in cluster.claim("a", incarnation, *wants) if isinstance(one, Granted)]
+    cluster.rows(f"UPDATE {{claim}} SET created_on = {OLD}")
+    guard = Guard(cluster.database.tables.claim)
+    with cluster.database.transaction("users") as tx:
+        guard.hold(tx, wants[0].run, fences[0])
+        guard.complete(tx, wants[1].run, fences[1])
+        assert keeper.delete("claims") == 0
+    assert cluster.states() == {"held": "running", "completed": "done"}
+
+
+def test_a_lost_run_that_is_taken_over_just_now_stays(cluster: Cluster, keeper: Keeper) -> None:
+    ended(cluster, "lost")
+    age(cluster)
+    with cluster.database.transaction("taker") as tx:
+        tx.execute(cluster.database.sql("UPDATE {claim} SET state = 'running', finished_on = NULL"))
+        assert keeper.batch("claims").deleted == 0
+    assert keeper.batch("claims").deleted == 0
+    assert cluster.states() == {"lost-0": "running"}
+
+
+def test_done_runs_are_copied_into_the_audit_once_by_the_day_on_which_they_ended(
+    cluster: Cluster, keeper: Keeper
+) -> None:
+    ended(cluster, "done", "failed", "done", "lost", "retried")
+    late = "timestamptz '2020-02-29 23:30+00'"
+    cluster.rows(f"UPDATE {{claim}} SET finished_on = {late}")
+    cluster.rows("INSERT INTO {audit} (date, task_id, node) VALUES ('2020-02-29', 'done-2', 'b')")
+    batch = keeper.batch("claims", copy=True)
+    assert (batch.deleted, batch.audited) == (5, 1)
+    assert cluster.rows(
+        "SELECT date::text, task_id, node, task_name, created_on < now() - interval '1 year' FROM {audit} ORDER BY 2"
+    ) == [
+        ("2020-02-29", "done-0", "a", "proj.task", True),
+        ("2020-02-29", "done-2", "b", None, False),
+    ]
+
+
+def test_without_being_asked_nothing_is_copied(cluster: Cluster, keeper: Keeper) -> None:
+    ended(cluster, "done")
+    age(cluster)
+    assert keeper.delete("claims") == 1
+    assert cluster.rows("SELECT FROM {audit}") == []
+
+
+def test_the_audit_goes_by_the_time_of_its_rows_whatever_day_they_are_of(cluster: Cluster, keeper: Keeper) -> None:
+    cluster.rows(
+        "INSERT INTO {audit} (date, task_id, node, created_on) VALUES"
+        f" ('1999-01-01', 'new', 'a', clock_timestamp()), ('2999-01-01', 'old', 'a', {OLD})"
+    )
+    assert keeper.delete("audit") == 1
+    assert cluster.rows("SELECT task_id FROM {audit}") == [("new",)]
+
+
+def test_long_dead_nodes_go_and_live_ones_stay_however_silent(cluster: Cluster, keeper: Keeper) -> None:
     for name in ("dead", "fresh", "live"):
         incarnation = cluster.join(name)
         if name != "live":
             cluster.bury(name, incarnation)
     cluster.rows(f"UPDATE {{node}} SET last_heartbeat = {OLD} WHERE name <> 'fresh'")
-    cluster.rows(f"INSERT INTO {{rebalance}} (triggered_at) VALUES ({OLD}), (clock_timestamp())")
-    assert Maintenance(cluster.database).run(Retention(claims=DAY)) == {"claims": 0, "rebalances": 1, "dead_nodes": 1}
+    assert keeper.delete("dead_nodes") == 1
     assert sorted(cluster.rows("SELECT name FROM {node}")) == [("fresh",), ("live",)]
+
+
+def test_scripts_go_when_they_have_no_locks_any_more(cluster: Cluster, keeper: Keeper) -> None:
+    with cluster.database.transaction() as tx:
+        for name in ("idle", "locking", "new"):
+            cluster.store.locks.introduce(tx, name, "celery")
+        [partition] = cluster.store.partitions.add_pool(tx, '["x"]', [(0, 79)])
+        cluster.store.locks.set(tx, [NewLock("k", '["x"]', partition)], "locking")
+    cluster.rows(f"UPDATE {{node}} SET created_on = {OLD} WHERE name <> 'new'")
+    assert keeper.delete("lock_creators") == 1
+    assert sorted(cluster.rows("SELECT name FROM {node}")) == [("locking",), ("new",)]
+    cluster.rows("DELETE FROM {lock}")
+    assert keeper.delete("lock_creators") == 1
+
+
+def test_old_plans_go(cluster: Cluster, keeper: Keeper) -> None:
+    cluster.rows(f"INSERT INTO {{rebalance}} (triggered_at) VALUES ({OLD}), ({OLD}), (clock_timestamp())")
+    assert keeper.delete("history") == 2
+    assert cluster.rows("SELECT count(*) FROM {rebalance}") == [(1,)]
+
+
+def test_old_claims_are_found_by_an_index(cluster: Cluster, keeper: Keeper) -> None:
+    ended(cluster, "done")
+    cluster.rows(
+        "INSERT INTO {claim} (incarnation, finished_on, token_id, partition_id, task_id, task_key, node, state)"
+        " SELECT 1, clock_timestamp() - make_interval(secs => n), 0, 0, n, n, 'a', 'done'"
+        " FROM generate_series(1, 5000) AS n"
+    )
+    cluster.rows("ANALYZE {claim}")
+    with cluster.database.transaction() as tx:
+        values = {"before": keeper.before(), "limit": 10, "oldest": "-infinity"}
+        deletion = keeper.maintenance._delete["claims"].text
+        plan = "\n".join(tx.execute(cluster.database.sql(f"EXPLAIN {deletion}"), values).scalars())
+    assert f"Index Scan using {cluster.database.prefix}claim_finished_on" in plan, plan

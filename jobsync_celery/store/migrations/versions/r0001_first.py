@@ -93,7 +93,8 @@ CREATE TABLE {claim} (
         autovacuum_analyze_scale_factor = 0.02);
 CREATE UNIQUE INDEX "{prefix}claim_running_key" ON {claim} (task_key) WHERE state = 'running';
 CREATE INDEX "{prefix}claim_running_node" ON {claim} (incarnation) WHERE state = 'running';
-CREATE INDEX "{prefix}claim_created_on" ON {claim} USING brin (created_on) WITH (pages_per_range = 32);
+-- Not BRIN, whose ranges keep the ages of rows that were deleted: when pages are used again, every range is old.
+CREATE INDEX "{prefix}claim_finished_on" ON {claim} (finished_on) WHERE state <> 'running';
 """
 
 _LOCKS = """
@@ -131,7 +132,6 @@ CREATE TABLE {audit} (
     created_on timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (date, task_id)
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
--- No BRIN: its ranges keep the ages of rows that were deleted, and when their pages are used again every range is old.
 CREATE INDEX "{prefix}audit_created_on" ON {audit} (created_on);
 CREATE TABLE {cluster} (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
