@@ -1,10 +1,10 @@
-"""``python -m jobsync_celery demo | status``."""
+"""``python -m jobsync_celery demo | status | cleanup``."""
 
 from __future__ import annotations
 
 import click
 
-from jobsync_celery.cli.main import status_of_url
+from jobsync_celery.cli.main import COMMANDS_OF_URL
 from jobsync_celery.demo.command import demo
 
 
@@ -14,7 +14,8 @@ def main() -> None:
 
 
 main.add_command(demo)
-main.add_command(status_of_url)
+for command in COMMANDS_OF_URL:
+    main.add_command(command)
 
 if __name__ == "__main__":
     main(prog_name="python -m jobsync_celery")

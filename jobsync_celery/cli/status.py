@@ -10,11 +10,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from jobsync_celery.cli.asking import NO_ANSWER, TROUBLED, WELL
 from jobsync_celery.errors import SchemaOutdated
 from jobsync_celery.store.database import Database
 from jobsync_celery.store.reports import ClusterStatus, NodeShare, Reports
-
-WELL, TROUBLED, NO_ANSWER = 0, 1, 2
 
 _HEADINGS = ("node", "state", "lag s", "partitions", "tokens", "share %", "running")
 _TEXTS = 2  # headings whose columns are texts; the others are numbers
