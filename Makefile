@@ -5,10 +5,10 @@ PY := .venv/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench recovery clean
+.PHONY: help demo test check bench recovery maintenance clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 demo: ## watch a cluster of workers share work by key, and prove it
 	@PYTHON="$(PYTHON)" .ci/setup demo
@@ -32,6 +32,10 @@ bench: ## measure coordinated against plain Celery
 recovery: ## measure how long work stands still when workers die, stop or join, or PostgreSQL is away
 	@PYTHON="$(PYTHON)" .ci/setup dev rabbitmq
 	@$(PY) benchmarks/recovery.py $(ARGS)
+
+maintenance: ## measure what finished tasks cost on disk, and what it costs to delete them
+	@PYTHON="$(PYTHON)" .ci/setup dev
+	@$(PY) benchmarks/maintenance.py $(ARGS)
 
 clean: ## remove the virtual environment and all caches
 	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

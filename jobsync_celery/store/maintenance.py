@@ -14,8 +14,8 @@ from jobsync_celery.store.database import Database, Link, Timeouts
 
 #: A batch may take long on a slow disk, but hardly waits for locks; a client that falls silent soon lets go of its own.
 _BATCH_TIMEOUTS = Timeouts(statement=60.0, lock=0.2, idle_in_transaction=5.0)
-#: VACUUM reads all indexes of a table in full, so it pays only for some part of it: autovacuum's, for claims.
-_DEAD_PART = 0.02
+#: VACUUM reads all indexes of a table in full, so it pays only for some part of it: as large as autovacuum's of claims.
+_DEAD_PART = 0.1
 _LEAST_DEAD = 1000
 
 
