@@ -14,6 +14,7 @@ from jobsync_celery.errors import StoreUnavailable
 from jobsync_celery.runtime.task_locks import TaskLocks
 from jobsync_celery.settings import CoordinationConfig
 from jobsync_celery.store.database import Connection, Link
+from jobsync_celery.store.failures import met_a_lock
 from jobsync_celery.store.maintenance import Batch, Maintenance, table_of
 from jobsync_celery.store.schema import ClusterShape
 from jobsync_celery.store.store import Store
@@ -25,7 +26,6 @@ LOCKS_BATCH = 500
 #: Seconds for each vacuum: at least, though time is over, and at most.
 _LEAST_VACUUM, _LONGEST_VACUUM = 60.0, 6 * 3600.0
 _DAY = 86400.0
-_HELD_BY_SOMEBODY = "55P03"  # PostgreSQL's lock_not_available
 _EARLIEST = datetime.min.replace(tzinfo=timezone.utc)
 
 
@@ -135,14 +135,14 @@ class Housekeeping:
         return Tidied(cleaned, vacuumed, remarks)
 
     def _each(self, link: Link, work: Callable[[_Chore], Cleaned]) -> Iterator[Cleaned]:
-        """Nodes go before the locks that are orphans without them, and scripts after the last of their locks."""
+        """In an order in which nothing makes more of what comes later: so a count before is true."""
         now = self._maintenance.now(link)
         kept = self._retention
         for what, age, chore in (
-            ("dead_nodes", kept.dead_nodes, self._chore),
-            ("expired_locks", 0.0, self._expired),
-            ("orphaned_locks", kept.orphaned_locks, self._orphaned),
             ("lock_creators", kept.dead_nodes, self._chore),
+            ("orphaned_locks", kept.orphaned_locks, self._orphaned),
+            ("expired_locks", 0.0, self._expired),
+            ("dead_nodes", kept.dead_nodes, self._chore),
             ("history", kept.history, self._chore),
             ("audit", kept.audit, self._chore),
             ("claims", kept.claims, self._chore),
@@ -179,14 +179,14 @@ class Housekeeping:
         rows = audited = 0
         newest: datetime | None = None
         left = True
-        while time.monotonic() < end:
+        while (begun := time.monotonic()) < end:
             try:
                 with link.transaction() as tx:
                     if chore.turns and not self._store.locks.take_turns(tx, wait=False):
                         break
                     batch = chore.delete(tx, newest)
             except StoreUnavailable as error:
-                if getattr(error, "sqlstate", None) != _HELD_BY_SOMEBODY:
+                if not met_a_lock(error):
                     raise
                 break
             rows += batch.deleted
@@ -195,6 +195,8 @@ class Housekeeping:
             if batch.deleted < chore.limit:
                 left = False
                 break
+            # As long as it took: claims commit to the same disk.
+            time.sleep(time.monotonic() - begun)
         return Cleaned(chore.what, chore.age, rows, audited, left)
 
     def _vacuum(self, tables: list[str], end: float) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -7,6 +7,8 @@ from jobsync_celery.errors import SchemaOutdated, StoreError, StoreUnavailable
 #: The server cannot serve now: timed out, locked out, a standby, or it chose this transaction to be repeated.
 _UNAVAILABLE = frozenset({"57014", "55P03", "25006", "25P03", "25P04", "40001", "40P01"})
 _UNAVAILABLE_CLASSES = frozenset({"08", "53", "57", "58"})
+#: Somebody else held what was asked for, longer than one was ready to wait; or each waited for the other.
+_HELD = frozenset({"55P03", "40P01"})
 #: A table, column or schema is missing.
 _OUTDATED = frozenset({"42P01", "42703", "3F000"})
 #: This session is of no more use, whatever the driver thinks: shut down, or its server became a standby.
@@ -30,6 +32,11 @@ def sqlstate_of(error: BaseException) -> str | None:
     """The five-character code of the server's error, if it sent one."""
     state = getattr(getattr(error, "orig", None) or error, "pgcode", None)
     return str(state) if state else None
+
+
+def met_a_lock(error: StoreError) -> bool:
+    """Whether somebody else held what was asked for: nothing was changed, and another time it may be free."""
+    return getattr(error, "sqlstate", None) in _HELD
 
 
 def breaks_session(error: BaseException) -> bool:

@@ -106,7 +106,7 @@ class Locks:
             "SELECT task_id FROM {lock} WHERE expires_at <= clock_timestamp() LIMIT :limit FOR UPDATE SKIP LOCKED"
         )
         orphaned = (
-            "created_at < :before AND created_by IS NOT NULL"
+            "created_at < :before AND created_by IS NOT NULL AND coalesce(expires_at > clock_timestamp(), true)"
             " AND NOT EXISTS (SELECT FROM {node} n WHERE n.name = {lock}.created_by)"
         )
         self._orphaned = sql(
@@ -184,7 +184,10 @@ class Locks:
         return list(tx.execute(self._due, {"limit": limit}).scalars())
 
     def orphaned(self, tx: Connection, before: datetime, limit: int | None = None) -> list[str]:
-        """The keys whose locks are from before a time, and their creators gone; not those whose rows somebody holds."""
+        """The keys whose locks are from before a time, their creators gone, and which have not expired.
+
+        Not those whose rows somebody holds.
+        """
         return list(tx.execute(self._orphaned, {"before": before, "limit": limit}).scalars())
 
     def count_due(self, link: Link) -> int:

@@ -78,10 +78,10 @@ def test_an_app_s_cluster_is_cleaned_as_its_settings_say(cluster: Cluster, datab
     assert done.exit_code == 0, done.output
     assert done.output.splitlines() == [
         "what                   kept for   rows deleted",
-        "dead nodes                  7 d              1",
-        "expired locks                 -              0",
-        "orphaned locks                -  not asked for",
         "scripts without locks       7 d              0",
+        "orphaned locks                -  not asked for",
+        "expired locks                 -              0",
+        "dead nodes                  7 d              1",
         "rebalance history          30 d              1",
         "audit                      30 d              1",
         "finished claims             2 h          1,500",
@@ -129,7 +129,7 @@ def test_what_somebody_holds_is_left_and_that_is_exit_code_1(cluster: Cluster, d
         done = by_app(database_url)
     assert done.exit_code == 1
     assert done.output.splitlines()[-1] == (
-        "left for the next time, since somebody holds them just now: expired locks, scripts without locks"
+        "left for the next time, since somebody holds them just now: scripts without locks, expired locks"
     )
     assert cluster.left()["claim"] == 0
 

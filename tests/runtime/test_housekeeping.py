@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -28,6 +30,7 @@ KEPT = Retention(claims=DAY, audit=DAY, history=DAY, dead_nodes=DAY)
 TOKENS = TokenMap(SHAPE.total_tokens, SHAPE.partitions, SHAPE.hash_function)
 OLD = "clock_timestamp() - interval '40 days'"
 AT_ONCE_SEC = 5.0
+MANY = int(os.environ.get("JOBSYNC_CLEANUP_ROWS", "40000"))
 
 
 @pytest.fixture
@@ -64,13 +67,16 @@ def everything_old(store: Store) -> dict[str, int]:
     """Rows of every kind, and how many of each are to go."""
     for name in ("dead", "live"):
         join(store, name)
-    rows(store, f"UPDATE {{node}} SET state = 'dead', last_heartbeat = {OLD} WHERE name = 'dead'")
     lock(store, "expired", expires_in=0.001)
+    lock(store, "expired-script's", by="script2", expires_in=0.001)
+    lock(store, "expired-orphan", by="gone", expires_in=0.001)
     lock(store, "kept1", "kept2")
+    lock(store, "dead-node's", by="dead")
     lock(store, "orphan1", "orphan2", by="gone")
     lock(store, "by-nobody", by="nobody")
     rows(store, "UPDATE {lock} SET created_by = NULL WHERE task_id = 'by-nobody'")
-    rows(store, f"UPDATE {{node}} SET created_on = {OLD} WHERE name IN ('nobody', 'script')")
+    rows(store, f"UPDATE {{node}} SET created_on = {OLD} WHERE name IN ('nobody', 'script', 'script2')")
+    rows(store, f"UPDATE {{node}} SET state = 'dead', last_heartbeat = {OLD} WHERE name = 'dead'")
     rows(store, "DELETE FROM {node} WHERE name = 'gone'")
     rows(store, f"UPDATE {{lock}} SET created_at = {OLD}")
     rows(store, f"INSERT INTO {{rebalance}} (triggered_at) VALUES ({OLD}), ({OLD})")
@@ -79,7 +85,7 @@ def everything_old(store: Store) -> dict[str, int]:
     ended(store, 2, age="1 minute")
     return {
         "dead_nodes": 1,
-        "expired_locks": 1,
+        "expired_locks": 3,
         "orphaned_locks": 2,
         "lock_creators": 1,
         "history": 2,
@@ -101,7 +107,9 @@ def test_counting_changes_nothing_and_counts_what_then_is_deleted(store: Store) 
     assert snapshot(store) == before
     tidied = house.clean()
     assert counts(tidied) == expected and tidied.complete
-    assert counts(house.count()) == counts(house.clean()) == {}
+    # What is without a creator, or without locks, only since then goes the next time.
+    assert counts(house.count()) == counts(house.clean()) == {"orphaned_locks": 1, "lock_creators": 1}
+    assert counts(house.clean()) == {}
     assert sorted(key for (key,) in rows(store, "SELECT task_id FROM {lock}")) == ["by-nobody", "kept1", "kept2"]
     assert sorted(name for (name,) in rows(store, "SELECT name FROM {node}")) == ["live", "script"]
 
@@ -119,8 +127,8 @@ def test_what_is_kept_without_limit_is_neither_counted_nor_touched(store: Store)
     everything_old(store)
     nothing = Retention(history=None, dead_nodes=None)
     house = keeping(store, nothing)
-    assert counts(house.count()) == {"expired_locks": 1}
-    assert counts(house.clean()) == {"expired_locks": 1}
+    assert counts(house.count()) == {"expired_locks": 3}
+    assert counts(house.clean()) == {"expired_locks": 3}
     assert Cleaned("claims", None) in house.clean().cleaned
 
 
@@ -139,7 +147,8 @@ def test_who_changes_locks_is_not_waited_for_and_holds_up_nothing_else(store: St
         assert time.monotonic() - begun < AT_ONCE_SEC
     assert {each.what for each in tidied.cleaned if each.left} == {"expired_locks", "orphaned_locks", "lock_creators"}
     assert counts(tidied) == {what: n for what, n in expected.items() if "lock" not in what}
-    assert counts(house.clean()) == {what: n for what, n in expected.items() if "lock" in what}
+    later = counts(house.clean())
+    assert later == {**{what: n for what, n in expected.items() if "lock" in what}, "orphaned_locks": 3}
 
 
 @pytest.mark.parametrize(
@@ -204,6 +213,16 @@ def test_done_runs_go_into_the_audit_when_that_is_wished(store: Store) -> None:
     assert rows(store, "SELECT count(*) FROM {audit}") == [(4,)]
 
 
+def test_two_who_clean_up_at_once_share_the_work(store: Store) -> None:
+    ended(store, 20_000)
+    retention = replace(KEPT, copy=True, audit=None)
+    with ThreadPoolExecutor(2) as threads:
+        done = list(threads.map(lambda _: keeping(store, retention).clean(vacuum=False), range(2)))
+    assert sum(counts(each).get("claims", 0) for each in done) == 20_000
+    assert rows(store, "SELECT count(*) FROM {audit}") == [(20_000,)]
+    assert not [each for one in done for each in one.cleaned if each.what == "claims" and each.left]
+
+
 def test_the_settings_say_how_long() -> None:
     config = CoordinationConfig(url="postgresql://nobody@localhost/none", audit=True, clear_orphaned_locks=True)
     assert Retention.of(config, "celery") == Retention(
@@ -259,15 +278,15 @@ def _won(outcome: object) -> bool:
     return True
 
 
-def test_claims_go_on_while_200_000_rows_are_deleted(store: Store) -> None:
-    ended(store, 200_000)
+def test_claims_go_on_while_many_rows_are_deleted(store: Store) -> None:
+    ended(store, MANY)
     with claiming(store) as took:
         assert eventually(lambda: len(took) > 20)
         before = len(took)
         tidied = keeping(store).clean(vacuum=False)
         during = took[before:]
-    assert counts(tidied) == {"claims": 200_000}
-    assert len(during) > 20 and max(during) < AT_ONCE_SEC
+    assert counts(tidied) == {"claims": MANY}
+    assert len(during) >= MANY // 10_000 and max(during) < AT_ONCE_SEC
 
 
 def test_a_table_that_lost_much_is_vacuumed_and_one_that_lost_little_is_not(store: Store) -> None:
@@ -285,7 +304,7 @@ def test_a_table_that_lost_much_is_vacuumed_and_one_that_lost_little_is_not(stor
 
 
 def test_a_small_part_of_a_large_table_is_left_to_autovacuum(store: Store) -> None:
-    ended(store, 100_000, age="1 minute")
+    ended(store, 30_000, age="1 minute")
     ended(store, 1500)
     rows(store, "ANALYZE {claim}")
     tidied = keeping(store).clean()
