@@ -10,8 +10,6 @@ import click
 
 from jobsync_celery.errors import JobsyncError
 from jobsync_celery.plugin.cluster import Cluster
-from jobsync_celery.settings import CoordinationConfig
-from jobsync_celery.store.database import Database
 
 WELL, TROUBLED, NO_ANSWER = 0, 1, 2
 
@@ -29,11 +27,6 @@ def by_url(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
-
-
-def database_of(config: CoordinationConfig) -> Database:
-    """The tables that settings made of :func:`by_url` name."""
-    return Database(config.database_url(), prefix=config.appname, schema=config.schema)
 
 
 def cluster_of(app: Any) -> Cluster:

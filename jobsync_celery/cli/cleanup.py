@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from jobsync_celery.cli.asking import TROUBLED, WELL, answer, as_json_option, by_url, cluster_of, database_of
+from jobsync_celery.cli.asking import TROUBLED, WELL, answer, as_json_option, by_url, cluster_of
+from jobsync_celery.runtime.assembly import store_of
 from jobsync_celery.runtime.housekeeping import Cleaned, Housekeeping, Retention, Tidied
 from jobsync_celery.settings import CoordinationConfig
 from jobsync_celery.store.schema import stored_cluster
-from jobsync_celery.store.store import Store
 
 _EXIT_CODES = (
     "Exit status: 0 all is well, 1 something was left because somebody holds it just now (run it again), 2 no answer."
@@ -83,14 +83,14 @@ def cleanup_of_url(
     def ask() -> int:
         given = {name: seconds for name, seconds in kept.items() if seconds is not None}
         config = CoordinationConfig(url=url, appname=appname, schema=schema, audit=audit, **given)
-        database = database_of(config)
-        shape = stored_cluster(database).shape
+        store = store_of(config)
+        shape = stored_cluster(store.database).shape
         retention = replace(
             Retention.of(config, shape.kind),
             claims=kept["claim_retention"],
             audit=kept["audit_retention"],
         )
-        return show_cleanup(Housekeeping(Store(database), shape, _asked(retention, orphaned_locks)), **options)
+        return show_cleanup(Housekeeping(store, shape, _asked(retention, orphaned_locks)), **options)
 
     answer(ask)
 

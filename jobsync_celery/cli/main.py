@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from jobsync_celery.cli.asking import answer, as_json_option, by_url, cluster_of, database_of
+from jobsync_celery.cli.asking import answer, as_json_option, by_url, cluster_of
 from jobsync_celery.cli.cleanup import cleanup, cleanup_of_url
 from jobsync_celery.cli.status import show_status
+from jobsync_celery.runtime.assembly import store_of
 from jobsync_celery.settings import CoordinationConfig
 
 _EXIT_CODES = "Exit status: 0 all is well, 1 degraded or rebalancing, 2 no leader or no answer."
@@ -32,7 +33,7 @@ def status_of_url(url: str, appname: str, schema: str | None, as_json: bool) -> 
     """Show leader, nodes, and what each node has."""
 
     def ask() -> int:
-        return show_status(database_of(CoordinationConfig(url=url, appname=appname, schema=schema)), as_json)
+        return show_status(store_of(CoordinationConfig(url=url, appname=appname, schema=schema)).database, as_json)
 
     answer(ask)
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ SETTINGS = {"partitions": 4, "total_tokens": 100, "hash_function": "md5"}
 class Cluster:
     """Tables with rows that are forty days old."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, shape: ClusterShape = SHAPE) -> None:
         self.database = Database(url)
-        ensure_schema(self.database, SHAPE)
+        ensure_schema(self.database, shape)
         old = "clock_timestamp() - interval '40 days'"
         for command in (
             "INSERT INTO {claim} (incarnation, finished_on, token_id, partition_id, task_id, task_name, task_key, node,"
@@ -43,7 +44,7 @@ class Cluster:
         ):
             self.rows(command)
         with self.database.transaction() as tx:
-            TaskLocks(Store(self.database), SHAPE).set(tx, [LockRequest("k", ("gpu-%",))], "gone")
+            TaskLocks(Store(self.database), shape).set(tx, [LockRequest("k", ("gpu-%",))], "gone")
         self.rows("DELETE FROM {node} WHERE name = 'gone'")
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
@@ -121,6 +122,14 @@ def test_without_an_app_claims_and_audit_go_only_if_their_retention_is_given(
     done = by_url(database_url, *given)
     assert done.exit_code == 0 and done.output.splitlines()[-1].split() == ["finished", "claims", "90", "s", "1,500"]
     assert cluster.left() == {"claim": 0, "rebalance": 1, "node": 0, "audit": 0, "lock": 1}
+
+
+def test_jobs_have_written_the_audit_already(database_url: str) -> None:
+    cluster = Cluster(database_url, replace(SHAPE, kind="job"))
+    given = ("--claim-retention", "90", "--audit-retention", str(50 * 86400), "--audit", "--no-vacuum")
+    done = by_url(database_url, *given, "--orphaned-locks")
+    assert done.exit_code == 0 and "copied" not in done.output
+    assert cluster.left() == {"claim": 0, "rebalance": 1, "node": 0, "audit": 1, "lock": 0}
 
 
 def test_what_somebody_holds_is_left_and_that_is_exit_code_1(cluster: Cluster, database_url: str) -> None:
