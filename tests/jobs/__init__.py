@@ -1,0 +1,1 @@
+"""Real processes with a ``Job`` each, sampled every millisecond, through all that may happen to them."""
