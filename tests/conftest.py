@@ -58,6 +58,16 @@ def postgres() -> Iterator[PrivatePostgres]:
 @pytest.fixture
 def database_url(postgres: PrivatePostgres) -> Iterator[str]:
     """The SQLAlchemy URL of a fresh, empty database, dropped afterwards."""
+    yield from _fresh_database(postgres)
+
+
+@pytest.fixture(scope="module")
+def module_database_url(postgres: PrivatePostgres) -> Iterator[str]:
+    """The same for all tests of a module."""
+    yield from _fresh_database(postgres)
+
+
+def _fresh_database(postgres: PrivatePostgres) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     _execute(postgres, f"CREATE DATABASE {name}")
     yield postgres.url_of(name)
