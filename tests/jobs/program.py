@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from typing import Any
 from jobs.record import Sampler
 from jobsync_celery import CoordinationConfig, Job
 
-#: Tasks that are claimed in one call.
+#: Tasks that are claimed, or written down, at once.
 _BATCH = 200
-#: What is done is written down after so many batches.
-_BATCHES_A_PAGE = 4
+#: How often a member looks what is left for it to do.
+_PACE_SEC = 0.25
+#: Of so many batches one is claimed one by one.
+_ONE_BY_ONE = 10
 _AFTER_THE_END_SEC = 5.0
 
 
@@ -87,31 +89,49 @@ def _own(job: Job, ids: Sequence[str]) -> list[str]:
     return [id_ for id_ in ids if job.can_claim_task(id_)]
 
 
-def _claim_all(job: Job, count: int, seed: int) -> list[str]:
-    """Try to claim everything, whoever it belongs to, in an order of one's own; the ids that were won."""
-    ids = _in_own_order(job, task_ids(count, seed))
-    return [claim.key for batch in _batches(ids) for claim in job.set_claim(batch)]
+class Worker:
+    """What this process has claimed, and done, of random ids that all processes try to get."""
 
+    def __init__(self) -> None:
+        self.won: set[str] = set()
+        self.done: list[str] = []
+        self._done: set[str] = set()
 
-def _work(job: Job, count: int, seed: int, one_by_one: bool) -> list[str]:
-    """Claim and do what is mine, write it down now and then, and look again until everything is written down."""
-    ids = _in_own_order(job, task_ids(count, seed))
-    done: list[str] = []
-    left = set(ids)
-    while left:
-        for page, batch in enumerate(_batches([id_ for id_ in ids if id_ in left and job.can_claim_task(id_)])):
-            done += _do(job, batch, one_by_one)
-            if page % _BATCHES_A_PAGE == _BATCHES_A_PAGE - 1:
+    def contest(self, job: Job, count: int, seed: int) -> list[str]:
+        """Try to claim everything, whoever it belongs to, in an order of one's own; the ids that were won.
+
+        Most are claimed many at once, the others one by one, as they are done.
+        """
+        for number, batch in enumerate(_batches(_in_own_order(job, task_ids(count, seed)))):
+            if number % _ONE_BY_ONE:
+                self.won.update(claim.key for claim in job.set_claim(batch))
+            else:
+                self._do(job, batch)
+        return sorted(self.won)
+
+    def work(self, job: Job, count: int, seed: int) -> list[str]:
+        """Do what is mine, write it down now and then, and look again until everything is written down.
+
+        The ids that were done here.
+        """
+        ids = _in_own_order(job, task_ids(count, seed))
+        left = set(ids)
+        while left:
+            here = left - self._done
+            for batch in _batches([id_ for id_ in ids if id_ in here and job.can_claim_task(id_)]):
+                self.won.update(claim.key for claim in job.set_claim(batch))
+                self._do(job, [id_ for id_ in batch if id_ in self.won])
                 job.write_audit()
-        job.write_audit()
-        left -= {row["task_id"] for row in job.get_audit()}
-        time.sleep(0.02 if left else 0)  # the pace of looking: others work meanwhile
-    return done
+            job.write_audit()
+            left -= {row["task_id"] for row in job.get_audit()}
+            time.sleep(_PACE_SEC if left else 0)
+        return self.done
 
-
-def _do(job: Job, batch: Sequence[str], one_by_one: bool) -> Iterator[str]:
-    won = batch if one_by_one else [claim.key for claim in job.set_claim(batch)]
-    return (id_ for id_ in won if job.add_task(id_) is not None)
+    def _do(self, job: Job, ids: Sequence[str]) -> None:
+        added = [id_ for id_ in ids if job.add_task(id_) is not None]
+        self.won.update(added)
+        self.done += added
+        self._done.update(added)
 
 
 def _batches(ids: Sequence[str]) -> list[Sequence[str]]:
@@ -123,7 +143,8 @@ def _in_own_order(job: Job, ids: list[str]) -> list[str]:
     return ids
 
 
-ORDERS: dict[str, Callable[..., Any]] = {"ask": _ask, "own": _own, "claim_all": _claim_all, "work": _work}
+WORKER = Worker()
+ORDERS: dict[str, Callable[..., Any]] = {"ask": _ask, "own": _own, "contest": WORKER.contest, "work": WORKER.work}
 
 if __name__ == "__main__":
     main()
