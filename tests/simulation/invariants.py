@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from .sim_node import INTERVAL, TIMEOUT, Body, SimNode
+from .sim_node import Body, SimNode
 from .virtual_server import Entry
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 _ALIVE = ("live", "draining")
 _ENDED = ("done", "failed", "retried")
-#: By the design: an interval and a half, or, if that is more, an interval and the lease's margin.
-_GAP = max(1.5 * INTERVAL, INTERVAL + 0.1 * TIMEOUT)
 
 
 class Broken(AssertionError):
@@ -111,10 +109,12 @@ class Ledger:
             return
         decided = observer.decided_at
         times = [time for time in observer.answers if time <= decided]
-        since = next((time for time in reversed(times) if time <= decided - TIMEOUT), None)
+        interval, timeout = self._world.interval, self._world.timeout
+        since = next((time for time in reversed(times) if time <= decided - timeout), None)
         watched = [time for time in times if since is not None and time >= since] + [decided]
-        gap = max((later - earlier for earlier, later in pairwise(watched)), default=TIMEOUT)
-        if since is None or gap > _GAP * 1.01:
+        gap = max((later - earlier for earlier, later in pairwise(watched)), default=timeout)
+        # By the design: an interval and a half, or, if that is more, an interval and the lease's margin.
+        if since is None or gap > max(1.5 * interval, interval + 0.1 * timeout) * 1.01:
             heard = f"having heard the database at {times[-5:]}"
             self._break("L4", f"{session} evicted {incarnation} at {decided}, {heard}")
 

@@ -86,8 +86,8 @@ class SimNode:
         self.store = Store(database)
         database.know(self.store)
         self.gate = SimGate(self)
-        identity = Identity(name, 1.0, TIMEOUT, "host", f"presence of {number}", number, "0")
-        settings = NodeSettings(identity, SHAPE, INTERVAL, TIMEOUT, FirstPlan())
+        identity = Identity(name, 1.0, world.timeout, "host", f"presence of {number}", number, "0")
+        settings = NodeSettings(identity, SHAPE, world.interval, world.timeout, FirstPlan())
         self.node = Node(self.store, settings, self.gate, self.lease, _Hold(world), events, clock=self.clock)
         self.claimer = SimClaimer(
             self.store,

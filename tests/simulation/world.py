@@ -17,7 +17,7 @@ from .invariants import Broken, Ledger
 from .schedule import Actor, Point, Scheduler, Status, current
 from .sim_database import SimDatabase, SimLink
 from .sim_gate import Message
-from .sim_node import SHAPE, SimNode
+from .sim_node import INTERVAL, SHAPE, TIMEOUT, SimNode
 from .virtual_server import VirtualServer
 
 _LOCK_SEC = 1.0  # the product's lock timeout
@@ -50,10 +50,15 @@ class Ambush:
 
 
 class World(Scheduler):
-    """Everything that is simulated, from the empty database on."""
+    """Everything that is simulated, from the empty database on.
 
-    def __init__(self, playground: Playground) -> None:
+    Arguments:
+        interval, timeout: the heartbeat settings of all nodes, in seconds.
+    """
+
+    def __init__(self, playground: Playground, interval: float = INTERVAL, timeout: float = TIMEOUT) -> None:
         super().__init__(playground.server)
+        self.interval, self.timeout = interval, timeout
         self.server.empty()
         self.server.news()
         self.database = playground.database
