@@ -16,7 +16,8 @@ from sqlalchemy.engine import Connection
 from jobsync_celery.core.model import Member
 from jobsync_celery.store.database import Database, Link
 
-#: How many of the oldest nodes watch the others: one leads, the rest take over from it.
+#: How many of the oldest nodes watch the others: one leads, the rest take over from it. Who has been silent for half of
+#: its lease does not count, or nobody would watch once all of these had died at once.
 WATCHERS = 3
 
 
@@ -129,7 +130,8 @@ class Nodes:
             "WITH mine AS (UPDATE {node} SET renewals = renewals + 1, last_heartbeat = clock_timestamp()"
             " WHERE name = :name AND incarnation = :incarnation AND state IN ('live', 'draining') RETURNING state),"
             " duty AS (SELECT count(*) < :watchers AS watching FROM {node} older"
-            " WHERE older.state IN ('live', 'draining') AND older.incarnation < :incarnation)"
+            " WHERE older.state IN ('live', 'draining') AND older.incarnation < :incarnation"
+            " AND older.last_heartbeat > clock_timestamp() - make_interval(secs => older.lease_sec / 2))"
             " SELECT mine.state, extract(epoch FROM clock_timestamp())::float8 AS database_time,"
             " {timeline}() AS timeline,"
             " EXISTS (SELECT FROM {partition} p WHERE (p.target = :name AND p.owner IS NULL)"

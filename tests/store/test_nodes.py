@@ -106,6 +106,17 @@ def test_only_the_oldest_nodes_watch_and_they_see_everybody_not_dead(cluster: Cl
     assert {member.timeout for member in answer.members} == {15.0}
 
 
+def test_a_younger_node_watches_in_the_place_of_one_that_has_been_silent_for_half_of_its_lease(
+    cluster: Cluster, beat: Link
+) -> None:
+    names = [f"n{number}" for number in range(WATCHERS + 1)]
+    incarnations = {name: cluster.join(name) for name in names}
+    silence = "UPDATE {node} SET last_heartbeat = clock_timestamp() - make_interval(secs => :age) WHERE name = 'n1'"
+    for age, watches in ((7.0, False), (8.0, True)):
+        cluster.rows(silence, age=age)
+        assert renew(cluster, beat, names[-1], incarnations[names[-1]]).watching is watches
+
+
 def test_a_node_learns_that_a_partition_waits_for_it_to_take_or_to_release(cluster: Cluster, beat: Link) -> None:
     a, b = cluster.join("a", 0), cluster.join("b")
     assert not renew(cluster, beat, "a", a).misplaced
