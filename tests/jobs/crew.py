@@ -27,7 +27,8 @@ from jobs.record import Record, Stay, contradictions
 from jobsync_celery.core.tokens import TokenMap
 from jobsync_celery.servers.process import Guard
 
-HEARTBEAT, TIMEOUT = 1.0, 3.0
+#: ``JOBSYNC_JOB_LEASE=3,9`` sets other times for whole modules: the interval and the timeout, in seconds.
+HEARTBEAT, TIMEOUT = (float(each) for each in os.environ.get("JOBSYNC_JOB_LEASE", "1,3").split(","))
 #: What a loaded machine may add to what is promised of an idle one.
 SLACK = 2.0
 IDS = 64

@@ -1,8 +1,12 @@
-"""``can_claim_task`` is true in one process at most at any instant, whatever happens; and soon in one again."""
+"""``can_claim_task`` is true in one process at most at any instant, whatever happens; and soon in one again.
+
+``JOBSYNC_JOB_LEASE=5,30`` runs all this with these heartbeat settings, and silences to match.
+"""
 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,7 +15,7 @@ from e2e.waiting import until
 from faults import black_hole
 from faults.proxy import PASS, Mode
 
-from jobs.crew import SLACK, TIMEOUT, Crew, Member, now
+from jobs.crew import HEARTBEAT, SLACK, TIMEOUT, Crew, Member, now
 
 Note = Callable[[str, object], None]
 #: What moving takes once it is known that something has to move, in seconds: about one, a loaded machine apart.
@@ -56,6 +60,17 @@ def test_what_a_killed_member_had_is_another_s_within_its_lease_and_a_second(
     crew.until_shared()
     record_property("vacant", crew.vacant(at))
     assert crew.vacant(at) < TIMEOUT + SOON
+    crew.assert_one_owner()
+
+
+def test_a_member_that_is_stopped_for_less_than_its_lease_keeps_what_it_has(crew: Crew, victim: Member) -> None:
+    before = {member.label: member.has() for member in crew.living()}
+    victim.signal(signal.SIGSTOP)
+    time.sleep(TIMEOUT - 2 * HEARTBEAT)  # the silence itself
+    woken = victim.signal(signal.SIGCONT)
+    until(lambda: victim.record.last > woken and victim.has() == before[victim.label], "it has all that it had")
+    begun = [stay for stay in crew.stays() if stay.process != victim.label and stay.first[0] > woken]
+    assert {member.label: member.has() for member in crew.living()} == before and not begun
     crew.assert_one_owner()
 
 

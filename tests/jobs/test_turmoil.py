@@ -41,7 +41,7 @@ class Turmoil:
         """One event, and a pause in which faults may end."""
         kinds: list[Callable[[], None]] = [self._join, self._stop, self._hole, self._outage]
         if len(self._untouched()) > FEWEST:
-            kinds += [self._kill, self._leave, self._replace]
+            kinds += [self._kill, self._leave, self._replace, self._massacre]
         self._chance.choice(kinds)()
         self.live(self._chance.choice(PAUSES))
 
@@ -87,6 +87,12 @@ class Turmoil:
         member = self._chance.choice(self._untouched())
         self.story.append(f"kill {member.label}")
         member.kill()
+
+    def _massacre(self) -> None:
+        """All are killed but the youngest."""
+        for member in self._untouched()[:-1]:
+            self.story.append(f"kill {member.label} too")
+            member.kill()
 
     def _leave(self) -> None:
         member = self._chance.choice(self._untouched())
