@@ -5,10 +5,10 @@ PY := .venv/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench recovery maintenance clean
+.PHONY: help demo test check bench bench-job recovery maintenance clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 demo: ## watch a cluster of workers share work by key, and prove it
 	@PYTHON="$(PYTHON)" .ci/setup demo
@@ -28,6 +28,10 @@ check: ## lint, format, types and layers
 bench: ## measure coordinated against plain Celery
 	@PYTHON="$(PYTHON)" .ci/setup dev rabbitmq
 	@$(PY) benchmarks/throughput.py $(ARGS)
+
+bench-job: ## measure what a Job's questions, claims, locks and joins cost
+	@PYTHON="$(PYTHON)" .ci/setup dev
+	@$(PY) benchmarks/job.py $(ARGS)
 
 recovery: ## measure how long work stands still when workers die, stop or join, or PostgreSQL is away
 	@PYTHON="$(PYTHON)" .ci/setup dev rabbitmq
