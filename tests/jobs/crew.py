@@ -219,13 +219,13 @@ class Crew:
 
     # -- members ----------------------------------------------------------------------------------------------------
 
-    def start(self, name: str = "", **options: Any) -> Member:
+    def start(self, name: str = "", way: Proxy | None = None, **options: Any) -> Member:
         """Start a process, under a name of its own if none is given; it need not have entered its block yet.
 
-        It has its own way to the database.
+        It has its own way to the database, if none is given.
         """
         self._exchange = self._exchange or Exchange()
-        way = Proxy(self._exchange, urlsplit(self._url).port or 0)
+        way = way or Proxy(self._exchange, urlsplit(self._url).port or 0)
         label = f"{name}-{len(self.members)}" if name else f"member-{len(self.members)}"
         config = {"url": with_port(self._url, way.port) + _PLAIN, **self._config}
         spec = {"name": name or label, "config": config, "options": options, "ids": self._ids}

@@ -129,12 +129,12 @@ def test_of_two_processes_with_one_name_the_second_waits_and_takes_over_when_the
     crew.settle(3)
     first = crew.follower()
     begun = now()
-    second = crew.start(first.name)
+    second = crew.start(first.name, first.way)  # under one address, or they could not tell that it is one cluster
     until(lambda: first.name in second.logs(), "it says that its name is taken")
     crew.until_shared(crew.others(second))
     assert crew.vacant(begun) == 0.0 and not second.record.stays
     at = first.kill()
     crew.until_shared()
     record_property("vacant", crew.vacant(at))
-    assert crew.vacant(at) < TIMEOUT + SOON
+    assert crew.vacant(at) < 1.0 + SOON  # it looks every second
     crew.assert_one_owner()

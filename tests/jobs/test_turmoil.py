@@ -102,7 +102,8 @@ class Turmoil:
     def _replace(self) -> None:
         """Another process of the same name comes while the first is there, and the first is killed."""
         member = self._chance.choice(self._untouched())
-        self.story.append(f"replace {member.label} by {self._crew.start(member.name).label}")
+        way = self._chance.choice((member.way, None))  # with another address it cannot see that the first is gone
+        self.story.append(f"replace {member.label} by {self._crew.start(member.name, way).label}")
         self.live(self._chance.choice(PAUSES))
         member.kill()
 
