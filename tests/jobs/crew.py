@@ -9,7 +9,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from multiprocessing.connection import Client, Connection
@@ -301,6 +300,15 @@ class Crew:
         everybody = self.living() if members is None else members
         return set(range(IDS)) - set[int]().union(*[member.has() for member in everybody])
 
+    def held(self) -> dict[str, set[int]]:
+        """Which ids each of the living says are its own, once each id is one's."""
+
+        def answers() -> dict[str, set[int]]:
+            said = {member.label: member.has() for member in self.living()}
+            return said if sorted(itertools.chain(*said.values())) == list(range(IDS)) else {}
+
+        return until(answers, "each id is one's")
+
     def vacant(self, since: int) -> float:
         """The longest time, in seconds, for which an id was nobody's after ``since`` and then another's, or still is.
 
@@ -324,7 +332,3 @@ class Crew:
         assert not found, "\n".join(map(str, found[:20])) + f"\n{len(found)} in all"
         starved = {member.label: member.looked() for member in self.members if member.looked() < _LOOKED}
         assert not starved, f"not looked at for most of their time: {starved}"
-
-    def held_by(self) -> dict[str, int]:
-        """How many ids each process says are its own."""
-        return dict(Counter({member.label: len(member.has()) for member in self.living()}))

@@ -64,13 +64,12 @@ def test_what_a_killed_member_had_is_another_s_within_its_lease_and_a_second(
 
 
 def test_a_member_that_is_stopped_for_less_than_its_lease_keeps_what_it_has(crew: Crew, victim: Member) -> None:
-    before = {member.label: member.has() for member in crew.living()}
+    before = crew.held()
     victim.signal(signal.SIGSTOP)
     time.sleep(TIMEOUT - 2 * HEARTBEAT)  # the silence itself
     woken = victim.signal(signal.SIGCONT)
-    until(lambda: victim.record.last > woken and victim.has() == before[victim.label], "it has all that it had")
-    begun = [stay for stay in crew.stays() if stay.process != victim.label and stay.first[0] > woken]
-    assert {member.label: member.has() for member in crew.living()} == before and not begun
+    until(lambda: victim.record.last > woken, "it goes on")
+    assert crew.held() == before
     crew.assert_one_owner()
 
 

@@ -35,7 +35,7 @@ def test_after_an_outage_longer_than_the_lease_all_are_back_by_themselves_with_w
     members = crew.settle(MEMBERS)
     lease = LEASE.get("heartbeat_timeout_sec", TIMEOUT)
     before = crew.rows("SELECT partition_id, owner, owner_incarnation FROM sync_partition ORDER BY 1")
-    had = {member.label: member.has() for member in members}
+    had = crew.held()
     gone = now()
     postgres.stop(immediate=True)
     try:
@@ -46,7 +46,7 @@ def test_after_an_outage_longer_than_the_lease_all_are_back_by_themselves_with_w
         postgres.start()
     back = now()
     again = max(member.again(back) for member in members)
-    until(lambda: {member.label: member.has() for member in members} == had, "all have what they had")
+    assert crew.held() == had
     record_property("all have what they had", (now() - back) / NANO)
     record_property("each has something again", again)
     assert again < RESUME_SEC + SLACK
