@@ -24,7 +24,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "mo
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SETTING = re.compile(r"^\| `(\w+)` \| `(.+?)` \|", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
-MEMBER = re.compile(r"`(JobSync|Claim|CoordinationConfig)\.(\w+)")
+ANCHOR = re.compile(r"\]\(([^)#:]*)#([^)]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+MEMBER = re.compile(r"`(JobSync|Job|Claim|CoordinationConfig)\.(\w+)")
 
 
 def name_of(page: Path) -> str:
@@ -94,6 +96,18 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     assert not [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
 
 
+def anchors(page: Path) -> set[str]:
+    """The names by which GitHub links to a page's headings."""
+    headings = HEADING.findall(BLOCK.sub("", page.read_text()))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_to_a_heading_leads_to_one(page: Path) -> None:
+    links = ANCHOR.findall(page.read_text())
+    assert not [(file, anchor) for file, anchor in links if anchor not in anchors(page.parent / file if file else page)]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_method_that_is_named_exists(page: Path) -> None:
     missing = [
@@ -115,8 +129,9 @@ def test_the_api_page_names_every_method() -> None:
     named = set(MEMBER.findall((ROOT / "docs" / "reference" / "api.md").read_text()))
     public = {
         (owner.__name__, name)
-        for owner in (jobsync_celery.JobSync, jobsync_celery.Claim)
-        for name in vars(owner)
+        for owner in (jobsync_celery.JobSync, jobsync_celery.Job, jobsync_celery.Claim)
+        for base in owner.__mro__[:-1]
+        for name in vars(base)
         if not name.startswith("_")
     }
     assert not public - named
