@@ -1,0 +1,1 @@
+"""The pages for readers, followed word by word on live clusters."""
