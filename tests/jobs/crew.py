@@ -321,7 +321,7 @@ class Crew:
         for _, group in itertools.groupby(stays, lambda stay: stay.id):
             had = list(group)
             for one, other in itertools.pairwise(had):
-                if one.process != other.process:
+                if one.process != other.process and other.first[1] > since:
                     longest = max(longest, other.first[1] - one.last[0])
             longest = max(longest, now() - _RECENT - max(stay.last[1] for stay in had))
         return longest / _NANO
