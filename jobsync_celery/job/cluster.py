@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 
 from jobsync_celery.errors import JoinTimeout, StoreUnavailable
 from jobsync_celery.runtime.assembly import store_of
 from jobsync_celery.runtime.lock_desk import LockDesk
 from jobsync_celery.settings import CoordinationConfig
-from jobsync_celery.store.reports import ClusterStatus, Reports
+from jobsync_celery.store.nodes import NodeRow
 from jobsync_celery.store.schema import ClusterShape, ensure_schema, find_cluster
 
 KIND = "job"
@@ -34,6 +35,8 @@ class JobCluster:
         self.shape = ClusterShape(config.total_tokens, partitions, config.hash_function, KIND, _LOCK_PARTITIONS)
         #: Whether the tables are those of a cluster of another kind, where a Job may ask and lock, and owns nothing.
         self.foreign = False
+        self._found = False
+        self._desk: LockDesk | None = None
 
     @property
     def patience(self) -> float:
@@ -60,13 +63,24 @@ class JobCluster:
                     raise JoinTimeout(f"{self.config.node_name} cannot join: {error}") from error
                 threading.Event().wait(_RETRY_SEC)
             else:
+                self._found = True
                 return
 
     def desk(self) -> LockDesk:
         """Where this node sets task locks."""
-        return LockDesk(self.store, self.shape, self.config.node_name or "", self.config.rejoin_grace_sec)
+        if not self._found:  # outside of the block
+            self.find(time.monotonic())
+        if self._desk is None:
+            name, grace = self.config.node_name or "", self.config.rejoin_grace_sec
+            self._desk = LockDesk(self.store, self.shape, name, grace, keep=True)
+        return self._desk
 
-    def status(self) -> ClusterStatus:
-        """The cluster as it is now."""
-        with self.store.database.transaction("jobsync status") as tx:
-            return Reports(self.store.database).status(tx)
+    def nodes(self) -> Sequence[NodeRow]:
+        """Every node with a row, oldest first."""
+        with self.store.database.transaction("jobsync nodes") as tx:
+            return self.store.nodes.everyone(tx)
+
+    def close(self) -> None:
+        """Close what is open; it opens again when it is asked."""
+        if self._desk is not None:
+            self._desk.close()

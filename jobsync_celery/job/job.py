@@ -12,10 +12,11 @@ from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeAlias, overload
-from uuid import UUID
 
 from jobsync_celery.core.tokens import TokenSet, key_text
-from jobsync_celery.errors import JobsyncError, SettingsError, StoreError, StoreUnavailable
+from jobsync_celery.errors import JobsyncError, StoreUnavailable
+from jobsync_celery.job.alone import Alone
+from jobsync_celery.job.checks import day_of, node_name_of, seconds_of
 from jobsync_celery.job.cluster import JobCluster
 from jobsync_celery.job.ledger import Ledger
 from jobsync_celery.job.seat import LINES, Diary, Seat
@@ -25,8 +26,11 @@ from jobsync_celery.runtime.claim import Claim, NullClaim
 from jobsync_celery.runtime.events import Events
 from jobsync_celery.runtime.lock_desk import LockCalls, LockDesk
 from jobsync_celery.settings import CoordinationConfig
+from jobsync_celery.store.database import set_patience
 from jobsync_celery.store.nodes import NodeRow
 
+#: Seconds for the audit of a large day.
+_PATIENCE = 60.0
 Many: TypeAlias = Iterable[Task | TaskId]
 
 
@@ -75,9 +79,9 @@ class Job(LockCalls):
         on_rebalance: Callable[..., object] | None = None,
     ) -> None:
         config = CoordinationConfig.of(coordination_config)
-        self.date = _day(date)
-        self.node_name = node_name
-        self._wait_on_exit = _seconds("wait_on_exit", wait_on_exit)
+        self._date = day_of(date)
+        self._node_name = node_name_of(node_name)
+        self._wait_on_exit = seconds_of("wait_on_exit", wait_on_exit)
         self._callbacks = [] if on_rebalance is None else [Callback(on_rebalance)]
         self._lock_provider = lock_provider
         self._clear_existing_locks = clear_existing_locks
@@ -90,6 +94,7 @@ class Job(LockCalls):
         self._ledger: Ledger | None = None
         self._nodes: list[NodeRow] = []
         self._open = self._left = False
+        self._alone = Alone()
         self._owns: Callable[[str], bool] = _never
         os.register_at_fork(after_in_child=partial(_abandon, weakref.ref(self)))
 
@@ -108,10 +113,15 @@ class Job(LockCalls):
         """
         if self._open or self._left:
             raise JobsyncError(f"the block of {self!r} was entered before: make another Job")
-        if self._cluster is not None:
-            self._join(self._cluster)
         self._open = True
-        self._owns = self._seat.owns if self._seat is not None else _never if self._cluster is not None else _always
+        try:
+            if self._cluster is None:
+                self._owns = _always
+            else:
+                self._join(self._cluster)
+        except BaseException:
+            self._open, self._left, self._owns = False, True, _never
+            raise
         return self
 
     def __exit__(
@@ -123,21 +133,26 @@ class Job(LockCalls):
         again elsewhere.
 
         Raises:
-            StoreUnavailable: the database did not let it record what was done; unless the block raised already.
+            StoreUnavailable: for a whole lease the database did not let it record what was done. If the block has
+                raised already, the log says so instead.
         """
+        if not self._open:
+            return
         self._open, self._left, self._owns = False, True, _never
-        seat, ledger = self._seat, self._ledger
-        if seat is None or ledger is None:
+        cluster, seat, ledger = self._cluster, self._seat, self._ledger
+        if cluster is None or seat is None or ledger is None:
+            if cluster is not None:
+                cluster.close()
             return
         try:
-            ledger.write(finished=kind is None)
-        except StoreError:
-            if kind is None:
-                raise
-        finally:
+            ledger.write_at_last(failed=kind is not None, patience=cluster.config.heartbeat_timeout_sec)
             threading.Event().wait(self._wait_on_exit)
-            seat.leave()
-            ledger.close()
+        finally:
+            try:
+                seat.leave()
+            finally:
+                ledger.close()
+                cluster.close()
 
     # -- tasks --------------------------------------------------------------------------------------------------
 
@@ -161,24 +176,29 @@ class Job(LockCalls):
     def set_claim(self, task: Task | TaskId | Many) -> Claim | NullClaim | list[Claim] | list[NullClaim] | None:
         """Claim a task, or many at once; there is one winner for each id and day in the whole cluster.
 
-        A task can be claimed if it is this node's, and is not claimed by anybody, nor done for the day already. What is
-        claimed and not added by :meth:`add_task`, nor completed, is given back when the node leaves or dies.
+        A task can be claimed if it is this node's, and is not claimed by anybody, nor done for the day already, as far
+        back as ended claims are kept (``claim_retention``). What is claimed and not added by :meth:`add_task`, nor
+        completed, is given back when the node leaves or dies.
 
         Returns:
             The claim, or None; for an iterable the list of those that were won.
 
         Raises:
             KeyInvalid: one of them cannot be a task's id; nothing is claimed then.
-            StoreUnavailable: the database does not answer. Claim again: what was won in the meantime is this node's.
+            StoreUnavailable: the database does not answer, or the lease has ended. Claim again: what was won in the
+                meantime is this node's.
             JobsyncError: outside of the block.
         """
-        if isinstance(task, (Task, str, int, UUID)):
-            won = self._claim([task_of(task)])
+        if not isinstance(task, Iterable) or isinstance(task, (str, bytes, bytearray)):
+            won = self._claim([task_of(task)])  # type: ignore[arg-type] # what is no id is refused there
             return won[0] if won else None
         return self._claim([task_of(each) for each in task])
 
     def add_task(self, task: Task | TaskId) -> Claim | NullClaim | None:
         """Put a task on the list of what is done, and claim it before if that was not done.
+
+        So either add a task and do it, or claim it by :meth:`set_claim`, do it, and add it. Threads that work for each
+        other need the second way: what was claimed by adding it counts as done when its thread adds another one.
 
         Returns:
             The claim; None if it cannot be claimed (see :meth:`set_claim`), or is on the list already.
@@ -188,14 +208,26 @@ class Job(LockCalls):
         """
         self._require_block()
         if self._cluster is None:
-            task_of(task)
-            return NullClaim()
+            return self._alone.add(task_of(task))
         return None if self._ledger is None else self._ledger.add(task_of(task))
+
+    def give_back(self, task: Task | TaskId) -> bool:
+        """Let others claim a task that was claimed here and is not done, as when it has failed; false if it was not.
+
+        Raises:
+            KeyInvalid, StoreUnavailable, JobsyncError: as :meth:`set_claim`.
+        """
+        self._require_block()
+        if self._cluster is None:
+            return self._alone.give_back(task_of(task))
+        return self._ledger is not None and self._ledger.give_back(task_of(task))
 
     def write_audit(self) -> int:
         """Record what was added as done for the day, in the claims and in ``sync_audit``; how many tasks that were.
 
         What another node has taken over, since this one had lost its lease, is left out, with a warning in the log.
+        What another thread has claimed by adding it last may not be done yet, and what somebody has locked under
+        ``guard`` cannot be ended: both stay on the list.
 
         Raises:
             StoreUnavailable: the database does not answer; the rest stays on the list.
@@ -207,8 +239,9 @@ class Job(LockCalls):
         """What was done on a day, this Job's if not given, by all nodes: ``{"node": …, "task_id": …}`` each."""
         if self._cluster is None:
             return []
-        store, day = self._cluster.store, self.date if date is None else _day(date)
+        store, day = self._cluster.store, self.date if date is None else day_of(date)
         with store.database.transaction("jobsync audit") as tx:
+            set_patience(tx, _PATIENCE)
             rows = store.audit.of(tx, day)
         return [{"node": row.node, "task_id": row.task_id} for row in rows]
 
@@ -218,6 +251,16 @@ class Job(LockCalls):
         return 0 if self._cluster is None else self._cluster.shape.tokens.token(key)
 
     # -- this node ----------------------------------------------------------------------------------------------
+
+    @property
+    def node_name(self) -> str:
+        """This node's name."""
+        return self._node_name
+
+    @property
+    def date(self) -> datetime.date:
+        """The day whose tasks these are; another day needs another Job."""
+        return self._date
 
     @property
     def my_tokens(self) -> frozenset[int]:
@@ -261,20 +304,19 @@ class Job(LockCalls):
 
     def get_active_nodes(self) -> list[NodeRow]:
         """The nodes that are live or draining, oldest first; asked of the database."""
-        return [] if self._cluster is None else [share.node for share in self._cluster.status().live]
+        return [] if self._cluster is None else [node for node in self._cluster.nodes() if node.present]
 
     def get_dead_nodes(self) -> list[NodeRow]:
         """The nodes that were declared dead and are not cleaned up yet; asked of the database."""
-        shares = () if self._cluster is None else self._cluster.status().nodes
-        return [share.node for share in shares if share.node.state == "dead"]
+        return [] if self._cluster is None else [node for node in self._cluster.nodes() if node.state == "dead"]
 
     def get_coordination_status(self) -> dict[str, Any]:
         """This node and its cluster, as plain values; what only the database knows is None while it does not answer."""
         try:
-            status = None if self._cluster is None else self._cluster.status()
+            here = None if self._cluster is None else [node for node in self._cluster.nodes() if node.present]
         except StoreUnavailable:
-            status = None
-        nodes = {} if status is None else {share.node.name: share.node for share in status.live}
+            here = None
+        nodes = {node.name: node for node in here or ()}
         own = nodes.get(self.node_name)
         beat = None if own is None else own.last_heartbeat
         return {
@@ -282,11 +324,12 @@ class Job(LockCalls):
             "node_name": self.node_name,
             "state": self.state,
             "is_leader": self.am_i_leader(),
-            "my_tokens": len(self.my_tokens),
+            "my_tokens": 0
+            if self._seat is None or not self._open
+            else len(TokenSet(self._seat.tokens, self._seat.held)),
             "token_version": self.token_version,
             "total_tokens": 0 if self._cluster is None else self._cluster.shape.total_tokens,
-            "cluster": None if status is None else status.state,
-            "active_nodes": None if status is None else list(nodes),
+            "active_nodes": None if here is None else list(nodes),
             "last_heartbeat": None if beat is None else beat.isoformat(),
             "recent_events": self._diary.entries(),
         }
@@ -299,20 +342,26 @@ class Job(LockCalls):
         if self._lock_provider is not None or self._clear_existing_locks:
             provider = None if self._lock_provider is None else partial(self._lock_provider, self)
             cluster.desk().provide(provider, clear_existing=self._clear_existing_locks)
-        if not cluster.foreign:
-            events = Events(LINES)
-            events.listen(self._diary.note)
-            seat = Seat(cluster.store, cluster.config, cluster.shape, self.node_name, self._callbacks, events)
-            seat.join(end - time.monotonic())
-            self._seat, self._ledger = seat, Ledger(cluster.store, seat, self.date, events)
-            self._nodes = seat.neighbours
-        else:
+        events = Events(LINES)
+        events.listen(self._diary.note)
+        if cluster.foreign:
+            events("guest", name=self.node_name, kind=cluster.shape.kind)
             self._nodes = self.get_active_nodes()
+            return
+        seat = Seat(cluster.store, cluster.config, cluster.shape, self.node_name, self._callbacks, events)
+        # Before it joins: callbacks may ask what is this node's.
+        self._seat, self._ledger, self._owns = seat, Ledger(cluster.store, seat, self.date, events), seat.owns
+        try:
+            seat.join(end - time.monotonic())
+        except BaseException:
+            self._seat = self._ledger = None
+            raise
+        self._nodes = seat.neighbours
 
     def _claim(self, tasks: list[Task]) -> list[Claim] | list[NullClaim]:
         self._require_block()
         if self._cluster is None:
-            return [NullClaim() for _ in tasks]
+            return self._alone.claim(tasks)
         return [] if self._ledger is None else self._ledger.claim(tasks)
 
     def _require_block(self) -> None:
@@ -328,7 +377,7 @@ class Job(LockCalls):
 def _abandon(reference: weakref.ref[Job]) -> None:
     """In a forked child: it is no node, and must not use its parent's connections."""
     job = reference()
-    if job is not None:
+    if job is not None and job._open:
         job._open, job._left, job._owns = False, True, _never
         job._seat = job._ledger = None
         if job._cluster is not None:
@@ -341,19 +390,3 @@ def _never(key: str) -> bool:
 
 def _always(key: str) -> bool:
     return True
-
-
-def _day(value: object) -> datetime.date:
-    if value is None:
-        return datetime.date.today()  # noqa: DTZ011 - the user's day
-    if isinstance(value, datetime.datetime):
-        return value.date()
-    if isinstance(value, datetime.date):
-        return value
-    raise SettingsError(f"date must be a date, a datetime, or None for today, not {type(value).__name__}")
-
-
-def _seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-        raise SettingsError(f"{name} must be a number of seconds, 0 or more, not {value!r}")
-    return float(value)

@@ -34,7 +34,6 @@ from jobsync_celery.store.store import Store
 #: How long a node that leaves waits for the database before it leaves its lease to end by itself, in seconds.
 _FAREWELL_SEC = 5.0
 _LOOK_AGAIN_SEC = 0.25
-_PRESENT = ("live", "draining")
 #: What the log says of facts that mean something else for a worker.
 LINES = {
     "name_taken": "{name!r} cannot take part: another live process has this name (host {host}, pid {pid}). Give each"
@@ -44,7 +43,7 @@ LINES = {
     "schema_refused": "coordination refused: {error}",
 }
 #: Facts that tell why a node has no share yet.
-_OBSTACLES = frozenset((*LINES, "waiting_for_name", "plan_held_back"))
+_OBSTACLES = frozenset((*LINES, "waiting_for_name", "plan_held_back", "loop_error"))
 
 
 class Seat:
@@ -133,12 +132,21 @@ class Seat:
             raise
 
     def leave(self) -> None:
-        """Hand everything over and leave the cluster; what was claimed and has not ended is given back."""
-        self.node.drain()
-        self.node.drained.wait(_FAREWELL_SEC)
-        # To leave is to release: without it the lease ends by itself, which is slower, and safe.
-        if self.tenancy.close(_FAREWELL_SEC) and self.node.leave(_FAREWELL_SEC):
-            self._presence.remove()
+        """Hand everything over and leave the cluster; what was claimed and has not ended is given back.
+
+        Where that takes too long, as when a callback does not return, the lease ends by itself: slower, and safe.
+        """
+        orderly = False
+        try:
+            self.node.drain()
+            self.node.drained.wait(_FAREWELL_SEC)
+            orderly = self.tenancy.close(_FAREWELL_SEC)
+        finally:
+            if orderly and self.node.leave(_FAREWELL_SEC):
+                self._presence.remove()
+            elif not orderly:
+                self._events("not_released", name=self.name)
+                self.node.abandon(_FAREWELL_SEC)
 
     def _question(self) -> Callable[[str], bool]:
         lease, tenancy, ownership = self.lease, self.tenancy, self.node.ownership
@@ -161,7 +169,7 @@ class Seat:
                 members = self._store.nodes.members(tx)
                 seats = self._store.partitions.seats(tx)
                 made = plan(members, seats, absent=self._store.nodes.awaited(tx, self._grace))
-                self.neighbours = [node for node in self._store.nodes.everyone(tx) if node.state in _PRESENT]
+                self.neighbours = [node for node in self._store.nodes.everyone(tx) if node.present]
         except StoreUnavailable:
             return False
         mine = {seat.number for seat in seats if seat.target == self.name}

@@ -6,6 +6,7 @@ from functools import total_ordering
 from uuid import UUID
 
 from jobsync_celery.core.tokens import key_text
+from jobsync_celery.errors import KeyInvalid
 
 TaskId = str | int | UUID
 
@@ -19,14 +20,14 @@ class Task:
         name: what is done, for reports.
 
     Raises:
-        KeyInvalid: it cannot be an id.
+        KeyInvalid: it cannot be an id, or the name cannot be stored.
     """
 
     __slots__ = ("id", "key", "name")
 
     def __init__(self, id: TaskId, name: str | None = None) -> None:  # noqa: A002 - the word of its users
         self.id = id
-        self.name = name
+        self.name = None if name is None else _name(name)
         #: The id as text, as it is hashed and stored.
         self.key = key_text(id)
 
@@ -42,11 +43,23 @@ class Task:
     def __lt__(self, other: object) -> bool:
         if not isinstance(other, Task):
             return NotImplemented
-        if isinstance(self.id, int) and isinstance(other.id, int):
-            return self.id < other.id
-        return self.key < other.key
+        return self._order < other._order
+
+    @property
+    def _order(self) -> tuple[bool, int, str]:
+        """Numbers come first, as numbers; so does a text that is one, since it is the same id."""
+        number = self.key if self.key.isascii() and self.key.removeprefix("-").isdigit() else None
+        return (number is None, int(number or 0), self.key)
 
 
 def task_of(value: Task | TaskId) -> Task:
     """A task, given as such or by its id; raises KeyInvalid."""
     return value if isinstance(value, Task) else Task(value)
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str):
+        raise KeyInvalid(f"a task's name must be a string, not {type(name).__name__}")
+    if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
+        raise KeyInvalid("a task's name must be storable: it contains NUL or a lone surrogate")
+    return name

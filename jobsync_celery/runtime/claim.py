@@ -83,9 +83,8 @@ class Claim:
 
 
 class NullClaim:
-    """The claim of a body that runs without coordination: eager, called directly, or switched off."""
+    """The claim of what runs without coordination: eager, called directly, switched off, or by a Job that is alone."""
 
-    key: str | None = None
     token: int | None = None
     partition: int | None = None
     node: str | None = None
@@ -93,6 +92,9 @@ class NullClaim:
     attempt = 1
     tenure = 0
     held = True
+
+    def __init__(self, key: str | None = None) -> None:
+        self.key = key
 
     def check(self) -> None:
         """Nothing to check."""

@@ -57,6 +57,20 @@ FACTS: dict[str, tuple[int, str]] = {
     "not_vacuumed": (logging.WARNING, "after maintenance a table was not vacuumed: {remark}"),
     "partitions_taken": (logging.INFO, "took partitions {numbers}"),
     "partitions_released": (logging.INFO, "released partitions {numbers}"),
+    "not_released": (
+        logging.ERROR,
+        "{name} stops without having handed everything over, for it was interrupted, or a callback does not return: its"
+        " lease ends by itself",
+    ),
+    "guest": (
+        logging.WARNING,
+        "{name} is a guest of a cluster of nodes of kind {kind!r}: it may ask and set task locks, and no task is its"
+        " own. For a cluster of Jobs name another appname",
+    ),
+    "tasks_not_recorded": (
+        logging.ERROR,
+        "{count} tasks of {name} were done and could not be recorded: they are given back, and run again",
+    ),
     "tasks_overtaken": (
         logging.WARNING,
         "{count} tasks of {name}, {first!r} first, were not recorded as done: its lease had ended, and another node has"

@@ -17,6 +17,7 @@ from jobsync_celery.runtime.events import Events
 from jobsync_celery.runtime.eviction import evict
 from jobsync_celery.runtime.rebalancing import leads, rebalance
 from jobsync_celery.runtime.task_locks import TaskLocks
+from jobsync_celery.store.claims import LOST_AT_ONCE
 from jobsync_celery.store.database import Connection, Link
 from jobsync_celery.store.leader import Leader
 from jobsync_celery.store.nodes import Renewal
@@ -86,6 +87,8 @@ class Leadership:
         self._term: int | None = None
         self._held_back_with: int | None = None
         self._lock_due: float | None = None
+        #: Whether claims of the dead are still to be marked lost: many take several transactions.
+        self._unsettled = False
 
     @property
     def leading(self) -> bool:
@@ -102,7 +105,7 @@ class Leadership:
         """When to tick next, on the boot clock; None if nothing is expected."""
         dues = (self._plan_at, self._watch.next_check(now), self._lock_due)
         times = [time for time in dues if time is not None]
-        return min(times, default=None)
+        return now if self._unsettled else min(times, default=None)
 
     def observe(self, answer: Renewal, sent_at: float, received_at: float) -> None:
         """Take in the answer to a heartbeat."""
@@ -117,7 +120,9 @@ class Leadership:
             self._first_seen = received_at
         if not self.leading:
             self._planned = self._plan_at = self._lock_due = None
+            self._unsettled = False
             return
+        self._unsettled = answer.unsettled
         self._lock_due = None if answer.lock_due is None else received_at + max(0.0, answer.lock_due)
         if self._composition() != self._planned or answer.unsettled:
             gone = bool(before - set(self._members)) or any(member.draining for member in answer.members)
@@ -132,6 +137,14 @@ class Leadership:
             self._plan(now)
         if self._lock_due is not None and now >= self._lock_due:
             self._expire_locks(now)
+        if self._unsettled:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Mark a batch of claims of the dead lost; between two batches the node renews its lease."""
+        self._unsettled = False
+        with self._link.transaction() as tx:
+            self._unsettled = self._store.claims.settle(tx) >= LOST_AT_ONCE
 
     def _expire_locks(self, now: float) -> None:
         """Clear the task locks that are due; the next heartbeat tells when the next ones are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -33,13 +34,25 @@ class LockDesk:
     Arguments:
         creator: who sets the locks that are set here.
         rejoin_grace: how long the partitions of a dead node wait for its name to return, in seconds.
+        keep: whether the connection stays open between calls, until :meth:`close`.
     """
 
-    def __init__(self, store: Store, shape: ClusterShape, creator: str, rejoin_grace: float = 0.0) -> None:
+    def __init__(
+        self, store: Store, shape: ClusterShape, creator: str, rejoin_grace: float = 0.0, *, keep: bool = False
+    ) -> None:
         self._store = store
         self._shape = shape
         self.creator = creator
         self._locks = TaskLocks(store, shape, rejoin_grace)
+        self._link = store.database.link("jobsync locks")
+        self._turn = threading.Lock()
+        self._keep = keep
+        self._ensured = False
+
+    def close(self) -> None:
+        """Close a connection that was kept; the next call opens it again."""
+        with self._turn:
+            self._link.close()
 
     def register(self, requests: Iterable[tuple[object, Patterns, str | None, float | None]]) -> int:
         """Lock keys, given as (key, patterns, reason, days until it expires); how many keys that are.
@@ -91,10 +104,17 @@ class LockDesk:
 
     @contextmanager
     def _changing(self) -> Iterator[Connection]:
-        ensure_schema(self._store.database, self._shape)
-        with self._store.database.transaction("jobsync locks") as tx:
-            set_patience(tx, _PATIENCE, _SILENCE)
-            yield tx
+        with self._turn:
+            if not self._ensured:
+                ensure_schema(self._store.database, self._shape)
+                self._ensured = True
+            try:
+                with self._link.transaction() as tx:
+                    set_patience(tx, _PATIENCE, _SILENCE)
+                    yield tx
+            finally:
+                if not self._keep:
+                    self._link.close()
 
 
 def creator_of(node: str | None, named: str | None) -> str:

@@ -113,7 +113,7 @@ class Node:
         #: The incarnation as leadership and ownership know it. The heartbeat after a registration may fail.
         self._known: int | None = None
         self._sync = self._trusted = self._hangs = False
-        self._draining = self._handing_over = self._leaving = False
+        self._draining = self._handing_over = self._leaving = self._silently = False
         self.drained = threading.Event()
         self.left = threading.Event()
 
@@ -148,6 +148,11 @@ class Node:
         if self._thread.is_alive():
             self._thread.join(timeout)
         return self.left.is_set()
+
+    def abandon(self, timeout: float) -> None:
+        """End the thread without a word to the cluster, so that the lease ends by itself: others hold what is ours."""
+        self._silently = True
+        self.leave(timeout)
 
     def _run(self) -> None:
         while not self._leaving:
@@ -320,8 +325,9 @@ class Node:
 
     def _farewell(self) -> None:
         try:
-            self.membership.leave()
-            self.left.set()
+            if not self._silently:
+                self.membership.leave()
+                self.left.set()
         except StoreError as error:
             self._events("store_unavailable", error=str(error))
         finally:

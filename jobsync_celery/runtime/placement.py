@@ -55,6 +55,8 @@ class Placement:
         calm = self._calm
         if calm is not None:
             return calm[key] if key in calm else self._tokens.partition_for(key)
+        # First: of what is learnt meanwhile the newer doubts may be heeded with the older place, not the reverse.
+        locked = self._locked
         now = self._clock()
         if self._in_child:
             return self._tokens.partition_for(key) if 0 < self._unlocked[0] <= now * _NANO else None
@@ -62,7 +64,7 @@ class Placement:
             return None
         if now < self._settling.get(key, now):
             return None
-        return self._locked.get(key, self._tokens.partition_for(key))
+        return locked.get(key, self._tokens.partition_for(key))
 
     @property
     def sure(self) -> bool:

@@ -32,7 +32,7 @@ class Audit:
             " FROM json_to_recordset(CAST(:ended AS json)) AS e (task_id text, origin text, retries int, fence bigint)"
             " JOIN {claim} c ON c.task_id = e.task_id AND c.origin = e.origin AND c.retries = e.retries"
             " AND c.fence = e.fence WHERE c.state IN ('running', 'lost', 'done')"
-            " ORDER BY c.task_key FOR NO KEY UPDATE OF c),"
+            " ORDER BY c.task_key FOR NO KEY UPDATE OF c SKIP LOCKED),"
             " closed AS (UPDATE {claim} c SET state = 'done',"
             " finished_on = CASE c.state WHEN 'done' THEN c.finished_on ELSE clock_timestamp() END FROM open"
             " WHERE c.task_id = open.task_id AND c.origin = open.origin AND c.retries = open.retries"
@@ -46,7 +46,7 @@ class Audit:
     def record(self, tx: Connection, day: date, node: str, endings: Sequence[Ending]) -> set[str]:
         """Record these claims as done, and their tasks as done on that day; the ids of those that were still ours.
 
-        To record one twice is no error. It waits for whoever has a claim locked, a transaction under ``guard`` say.
+        To record one twice is no error. A claim that somebody has locked, under ``guard`` say, is left out.
         """
         params = {"ended": json.dumps([ending.record() for ending in endings]), "date": day, "node": node}
         return set(tx.execute(self._record, params).scalars()) if endings else set()

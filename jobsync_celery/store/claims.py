@@ -19,6 +19,9 @@ from jobsync_celery.store.contest import ALIVE, WANTED, Contest, arrays
 from jobsync_celery.store.database import Database, Link
 from jobsync_celery.store.outcomes import Committed, Ending, Granted, Outcome, Wanted
 
+#: Claims that are marked lost in one transaction. A Job may have any number; whoever wants the key of one that is left
+#: finds that its holder is dead.
+LOST_AT_ONCE = 2000
 #: Who dies cannot say what it had begun. A run that was never lost may have begun; one that was has a mark if so.
 _LOST = "state = 'lost', finished_on = clock_timestamp(), lost_runs = c.lost_runs + (c.started OR c.lost_runs = 0)::int"
 
@@ -43,18 +46,15 @@ class Claims:
         )
         self._lose = sql(
             "WITH gone AS (SELECT c.task_id, c.origin, c.retries FROM {claim} c"
-            " WHERE c.state = 'running' AND c.incarnation = :incarnation ORDER BY c.task_key"
-            " FOR UPDATE OF c SKIP LOCKED)"
+            " WHERE c.state = 'running' AND c.incarnation = :incarnation LIMIT :limit FOR UPDATE OF c SKIP LOCKED)"
             " UPDATE {claim} c SET {lost} FROM gone"
             " WHERE c.task_id = gone.task_id AND c.origin = gone.origin AND c.retries = gone.retries"
-            " RETURNING c.partition_id"
         )
         self._settle = sql(
             "WITH gone AS (SELECT c.task_id, c.origin, c.retries FROM {claim} c"
-            " WHERE c.state = 'running' AND NOT {alive} ORDER BY c.task_key FOR UPDATE OF c SKIP LOCKED)"
+            " WHERE c.state = 'running' AND NOT {alive} LIMIT :limit FOR UPDATE OF c SKIP LOCKED)"
             " UPDATE {claim} c SET {lost} FROM gone"
             " WHERE c.task_id = gone.task_id AND c.origin = gone.origin AND c.retries = gone.retries"
-            " RETURNING c.partition_id"
         )
         self._begin = sql(
             "UPDATE {claim} SET started = true WHERE task_id = :task_id AND origin = :origin AND retries = :retries"
@@ -138,16 +138,16 @@ class Claims:
         """Claim inside a transaction of the caller's; see :meth:`Contest.claim`."""
         return self._contest.claim(tx, name, incarnation, wanted, timeline, max_lost_runs)
 
-    def lose(self, tx: Connection, incarnation: int) -> set[int]:
-        """Mark the running claims of an incarnation lost; their partitions.
+    def lose(self, tx: Connection, incarnation: int) -> int:
+        """Mark running claims of an incarnation lost, a batch of them at most; how many.
 
         A claim that its holder locked under ``guard`` is left alone: it is settled by the next pass.
         """
-        return {row.partition_id for row in tx.execute(self._lose, {"incarnation": incarnation})}
+        return tx.execute(self._lose, {"incarnation": incarnation, "limit": LOST_AT_ONCE}).rowcount
 
-    def settle(self, tx: Connection) -> set[int]:
-        """Mark every running claim lost whose holder is dead or gone; their partitions."""
-        return {row.partition_id for row in tx.execute(self._settle)}
+    def settle(self, tx: Connection) -> int:
+        """Mark running claims lost whose holder is dead or gone, a batch of them at most; how many."""
+        return tx.execute(self._settle, {"limit": LOST_AT_ONCE}).rowcount
 
     def running(self, tx: Connection, runs: Sequence[Run]) -> dict[Run, str]:
         """Which of these runs are running at a live node, and at which."""

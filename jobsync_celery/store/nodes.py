@@ -285,6 +285,11 @@ class NodeRow:
     lag: float | None
 
     @property
+    def present(self) -> bool:
+        """Whether it is live or draining."""
+        return self.state in ("live", "draining")
+
+    @property
     def silent(self) -> bool:
         """Whether its lease has ended without a renewal, though nobody has declared it dead yet."""
         return self.state in ("live", "draining") and self.lag is not None and self.lag > (self.lease_sec or self.lag)

@@ -28,7 +28,6 @@ _REMEDIES = {
     "partitions": _RESHAPE,
     "hash_function": "set it as stored, or begin another cluster under another appname",
     "lock_partitions": _RESHAPE,
-    "kind": "use another appname: a cluster's partitions go only to nodes of the kind that created it",
 }
 
 
@@ -231,6 +230,11 @@ def _cluster(row: Row) -> ClusterInfo:
 
 
 def _check_shape(database: Database, stored: ClusterShape, wanted: ClusterShape) -> None:
+    if stored.kind != wanted.kind:
+        raise ClusterMismatch(
+            f"the cluster {database.prefix!r} in {database.where} was created by nodes of kind {stored.kind!r}, and"
+            f" takes no others: use another appname here ({wanted.kind!r}), or drop its tables if that was a mistake"
+        )
     differences = [
         f"{name}={theirs!r}, here {name}={ours!r} ({_REMEDIES[name]})"
         for name, theirs in asdict(stored).items()

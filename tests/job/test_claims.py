@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import Connection
 
 from jobsync_celery import Claim, CoordinationConfig, Job, Task
-from jobsync_celery.errors import Fenced, JobsyncError, KeyInvalid
+from jobsync_celery.errors import Fenced, JobsyncError, KeyInvalid, StoreUnavailable
 from jobsync_celery.runtime.assembly import store_of
 from jobsync_celery.runtime.eviction import evict
 
@@ -40,6 +41,14 @@ def expel(config: CoordinationConfig, name: str) -> None:
         store.leaders.lock(tx)
         [row] = [node for node in store.nodes.everyone(tx) if node.name == name]
         assert evict(tx, store, name, row.incarnation, None, None)
+
+
+def eventually(seconds: float = 20.0) -> Iterator[None]:
+    """Again and again, for so long."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        yield
+        time.sleep(0.02)
 
 
 def done(job: Job) -> list[tuple[str, str]]:
@@ -121,7 +130,7 @@ def test_what_another_node_has_taken_over_is_not_recorded_again(
         assert one.add_task("kept")
         expel(config, "one")
         with Job("two", config, date=DAY) as two:
-            taken = next(filter(None, (job.set_claim("a") for _ in range(2000) for job in (two, one))), None)
+            taken = next(filter(None, (two.set_claim("a") or one.set_claim("a") for _ in eventually())))
             assert isinstance(taken, Claim) and taken.attempt == 2 and taken.fence > mine.fence
             assert not mine.held
             with pytest.raises(Fenced), transaction(config) as tx:
@@ -144,8 +153,9 @@ def test_a_claim_completes_in_the_users_own_transaction(config: CoordinationConf
 
 def test_an_impossible_id_claims_nothing(config: CoordinationConfig) -> None:
     with Job("one", config) as job:
-        with pytest.raises(KeyInvalid):
-            job.set_claim(["a", 1.5])  # type: ignore[list-item] # that is the test
+        for wrong in (["a", 1.5], 1.5, None, b"ab"):
+            with pytest.raises(KeyInvalid):
+                job.set_claim(wrong)  # type: ignore[arg-type] # that is the test
         assert states(config) == {}
     with pytest.raises(JobsyncError, match="inside of the block"):
         job.set_claim("a")
@@ -160,3 +170,78 @@ def test_thousands_are_claimed_and_recorded_in_batches(config: CoordinationConfi
             assert all(job.add_task(claim.key or "") for claim in job.set_claim([*ids, *ids]))
         assert one.write_audit() + two.write_audit() == len(ids)
         assert sorted(int(row["task_id"]) for row in two.get_audit()) == list(ids)
+
+
+def test_a_task_can_be_given_back_to_whoever_claims_it_next(config: CoordinationConfig) -> None:
+    with Job("one", config) as job:
+        first = job.add_task("a")
+        assert isinstance(first, Claim) and job.give_back("a") and not job.give_back("a")
+        assert job.write_audit() == 0
+        again = job.set_claim("a")
+        assert isinstance(again, Claim) and again.attempt == 2 and again.fence > first.fence
+
+
+def test_what_another_thread_may_be_at_is_not_recorded_yet(config: CoordinationConfig) -> None:
+    with Job("one", config) as job, ThreadPoolExecutor(1) as pool:
+        for task in ("a", "b"):
+            pool.submit(job.add_task, task).result(10)
+        job.add_task("mine")
+        assert job.write_audit() == 2 and done(job) == [("one", "a"), ("one", "mine")]
+    assert states(config)["b"] == "done"  # the block has ended well, so it is done
+
+
+def test_a_claim_that_is_locked_holds_up_no_other_and_is_recorded_when_it_is_free(config: CoordinationConfig) -> None:
+    with Job("one", config) as job:
+        claims = [job.add_task(task) for task in ("a", "b", "c")]
+        assert isinstance(claims[0], Claim)
+        with transaction(config) as tx:
+            claims[0].guard(tx)
+            assert job.write_audit() == 2
+        assert job.write_audit() == 1
+    assert set(states(config).values()) == {"done"}
+
+
+def test_what_is_added_again_after_the_lease_was_lost_is_at_the_end_of_the_list(config: CoordinationConfig) -> None:
+    def fail() -> None:
+        with Job("one", config) as job:
+            job.add_task("a")
+            job.add_task("b")
+            expel(config, "one")
+            assert next(filter(None, (job.add_task("a") for _ in eventually())))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert states(config) == {"a": "lost", "b": "done"}
+
+
+def test_what_was_claimed_and_is_done_is_recorded_though_the_lease_was_lost_meanwhile(
+    config: CoordinationConfig,
+) -> None:
+    with Job("one", config) as job:
+        claim = job.set_claim("a")
+        expel(config, "one")
+        assert isinstance(claim, Claim) and next(filter(None, (not claim.held for _ in eventually())))
+        assert job.add_task("a") is claim and job.write_audit() == 1
+
+
+def test_without_a_lease_a_claim_is_an_error_and_not_somebody_elses(config: CoordinationConfig) -> None:
+    with Job("one", config) as job:
+        job.add_task("a")
+        seat = job._seat
+        assert seat is not None
+        seat.lease.close()
+        with pytest.raises(StoreUnavailable, match="whole lease"):
+            job.set_claim("b")
+        assert job.state == "suspended" and not job.can_claim_task("b") and not job.my_tokens
+        assert next(filter(None, (job.can_claim_task("b") for _ in eventually())))
+    assert states(config) == {"a": "done"}
+
+
+def test_many_claims_are_won_beside_many_that_run_already(config: CoordinationConfig) -> None:
+    with Job("one", config) as job:
+        assert len(job.set_claim(range(6000))) == 6000
+        assert len(job.set_claim(range(6500))) == 500
+    assert set(states(config).values()) <= {"lost", "running"}
+    with Job("two", config) as job:
+        assert len(job.set_claim(range(3000))) == 3000

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -115,8 +117,9 @@ def test_another_shape_is_refused_at_once(configure: Configure) -> None:
 
 
 def test_what_is_impossible_is_refused_when_the_job_is_made(config: CoordinationConfig) -> None:
-    with pytest.raises(SettingsError, match="node_name"):
-        Job("no name", config)
+    for name in ("no name", None, 5):
+        with pytest.raises(SettingsError, match="node_name"):
+            Job(name, config)  # type: ignore[arg-type] # that is the test
     with pytest.raises(SettingsError, match="date must be"):
         Job("one", config, date="today")  # type: ignore[arg-type] # that is the test
     with pytest.raises(SettingsError, match="wait_on_exit"):
@@ -133,7 +136,9 @@ def test_alone_it_may_claim_everything_and_needs_no_database() -> None:
     with Job("one") as job:
         assert job.can_claim_task("a") and job.state == "standalone" and job.am_i_healthy()
         assert isinstance(job.set_claim("a"), NullClaim) and isinstance(job.add_task(Task("a")), NullClaim)
-        assert job.set_claim(["a", "b"]) and job.write_audit() == 0 and job.get_audit() == []
+        assert [claim.key for claim in job.set_claim(["a", "b"])] == ["b"] and job.add_task("a") is None
+        assert job.give_back("a") and not job.give_back("a") and job.set_claim("a")
+        assert job.write_audit() == 0 and job.get_audit() == []
         assert job.task_to_token("a") == 0 and not job.my_tokens and not job.nodes
         assert job.get_coordination_status()["enabled"] is False
         with pytest.raises(KeyInvalid):
@@ -166,6 +171,44 @@ def test_callbacks_hear_of_every_change_before_another_node_has_what_is_lost(con
     ]
     assert [event.is_initial for event in heard] == [True, False, False, False]
     assert all(still_free)
+
+
+def test_the_first_callback_finds_what_it_tells_of(config: CoordinationConfig) -> None:
+    seen: list[tuple[int, bool]] = []
+    job = Job("one", config, on_rebalance=lambda: seen.append((len(job.my_tokens), job.can_claim_task("a"))))
+    with job:
+        assert seen == [(10000, True)]
+
+
+def test_a_callback_that_does_not_return_keeps_a_job_from_handing_over_and_not_from_ending(
+    config: CoordinationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobsync_celery.job.seat._FAREWELL_SEC", 0.5)
+    release = threading.Event()
+
+    def cling(event: RebalanceEvent) -> None:
+        if event.tokens_removed:
+            release.wait(60)
+
+    with Job("one", config, on_rebalance=cling) as job:
+        job.set_claim("a")
+    assert job._seat is not None and not job._seat.node._thread.is_alive()
+    with Job("two", config) as two:  # its lease has ended by itself
+        assert len(two.my_tokens) == 10000 and two.set_claim("a")
+    release.set()
+
+
+def test_an_exit_that_is_interrupted_leaves_all_the_same(config: CoordinationConfig) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt), Job("one", config, wait_on_exit=60) as job:
+            signal.setitimer(signal.ITIMER_REAL, 1.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert job.state == "left" and scalar(config, "SELECT count(*) FROM sync_node") == 0
 
 
 def test_a_job_may_stay_for_a_while_after_its_work(config: CoordinationConfig) -> None:
@@ -230,14 +273,15 @@ def test_a_provider_that_fails_keeps_its_job_from_joining(config: CoordinationCo
 # -- beside Celery workers
 
 
-def test_among_celery_workers_it_is_a_guest_that_may_set_and_clear_locks(config: CoordinationConfig) -> None:
+def test_among_celery_workers_it_is_a_guest_that_may_set_and_clear_locks(
+    config: CoordinationConfig, caplog: pytest.LogCaptureFixture
+) -> None:
     shape = ClusterShape(500, 4, "md5")
     store = store_of(config)
     ensure_schema(store.database, shape)
     with store.database.transaction() as tx:
         store.locks.introduce(tx, "old-worker-name", "celery")
-    with Job("script", coordination_config=config) as job:
-        job.register_lock("a", "gpu-%")
+    Job("script", coordination_config=config).register_lock("a", "gpu-%")
     with Job("admin", coordination_config=config) as job:
         assert job.state == "guest" and job.am_i_healthy()
         assert not any(map(job.can_claim_task, IDS)) and job.set_claim(IDS) == [] and job.add_task("a") is None
@@ -245,5 +289,6 @@ def test_among_celery_workers_it_is_a_guest_that_may_set_and_clear_locks(config:
         assert job.clear_locks_by_creator("nobody") == 0
         assert job.clear_locks_by_creator("script") == 1
         assert job.get_active_nodes() == [] and job.write_audit() == 0
+    assert "admin is a guest of a cluster of nodes of kind 'celery'" in caplog.text
     assert scalar(config, "SELECT count(*) FROM sync_partition WHERE target IS NOT NULL") == 0
     assert scalar(config, "SELECT string_agg(name, ' ' ORDER BY name) FROM sync_node") == "old-worker-name script"

@@ -21,13 +21,19 @@ def test_tasks_with_the_same_id_are_the_same_whatever_its_type_and_their_names()
 def test_tasks_are_sorted_by_id_and_numbers_as_numbers() -> None:
     assert [task.id for task in sorted(map(Task, (10, 9, 1)))] == [1, 9, 10]
     assert [task.id for task in sorted(map(Task, ("b", "a")))] == ["a", "b"]
-    assert Task(9) < Task("a") and not Task("a") < Task(9)
+    assert [task.id for task in sorted(map(Task, ("a", "10", 9, "-1")))] == ["-1", 9, "10", "a"]
 
 
 @pytest.mark.parametrize("value", [None, 1.5, ("a", 1), True, "", "x" * 256, "a\0b", ["a"]])
 def test_what_cannot_be_stored_as_a_key_is_no_id(value: object) -> None:
     with pytest.raises(KeyInvalid):
         Task(value)  # type: ignore[arg-type] # that is the test
+
+
+@pytest.mark.parametrize("name", [1, "a\0b", "\ud800"])
+def test_a_name_that_cannot_be_stored_is_refused(name: object) -> None:
+    with pytest.raises(KeyInvalid, match="name"):
+        Task("a", name)  # type: ignore[arg-type] # that is the test
 
 
 def test_a_task_shows_its_id_and_name() -> None:

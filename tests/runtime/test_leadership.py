@@ -11,6 +11,7 @@ from jobsync_celery.core.model import Member
 from jobsync_celery.errors import StoreUnavailable
 from jobsync_celery.runtime.leadership import FirstPlan, Leadership
 from jobsync_celery.runtime.rebalancing import leads
+from jobsync_celery.store.claims import LOST_AT_ONCE
 from jobsync_celery.store.store import Store
 
 INTERVAL, TIMEOUT = 2.0, 10.0
@@ -388,3 +389,27 @@ def claim(store: Store, name: str, incarnation: int) -> None:
     with store.database.transaction() as tx:
         outcomes = store.claims.claim(tx, name, incarnation, [wanted("t", partition=number)])
     assert type(next(iter(outcomes.values()))).__name__ == "Granted"
+
+
+def test_however_many_claims_the_dead_have_the_leader_goes_on_beating_while_it_marks_them_lost(
+    cluster: Cluster,
+) -> None:
+    store = cluster.store
+    leader, victim = cluster.join("a"), cluster.join("b")
+    cluster.run(4)
+    rows(
+        store,
+        "INSERT INTO {claim} (task_id, task_key, token_id, partition_id, node, incarnation, fence)"
+        " SELECT n, n, 0, 0, 'b', :incarnation, n FROM generate_series(1, :count) AS n",
+        incarnation=victim.incarnation,
+        count=2 * LOST_AT_ONCE + 10,
+    )
+    cluster.silence("b")
+    while not rows(store, "SELECT FROM {node} WHERE state = 'dead'"):
+        cluster.run(INTERVAL)
+    leader.beat()
+    turns = 0
+    while leader.leadership.next_due(cluster.clock.now) == cluster.clock.now:
+        leader.tick()
+        turns += 1
+    assert turns <= 3 and rows(store, "SELECT DISTINCT state FROM {claim}") == [("lost",)]

@@ -117,7 +117,7 @@ def test_an_eviction_waits_for_a_claim_in_progress_and_loses_it(cluster: Cluster
 
     def evict(tx: Connection) -> None:
         assert cluster.store.nodes.declare_dead(tx, "a", incarnation, None)
-        assert cluster.store.claims.lose(tx, incarnation) == {0}
+        assert cluster.store.claims.lose(tx, incarnation) == 1
 
     with cluster.database.transaction() as tx:
         fence(cluster.store.claims.claim(tx, "a", incarnation, [wanted("t")])[wanted("t").run])
@@ -219,7 +219,7 @@ def test_a_lost_run_is_taken_over_as_another_attempt(cluster: Cluster) -> None:
     a, b = cluster.join("a", 0), cluster.join("b")
     (granted,) = cluster.claim("a", a, wanted("t"))
     cluster.bury("a", a)
-    assert cluster.within(cluster.store.claims.settle) == {0}
+    assert cluster.within(cluster.store.claims.settle) == 1
     cluster.within(cluster.store.partitions.free_orphans)
     cluster.within(lambda tx: cluster.store.partitions.assign(tx, {0: "b"}))
     cluster.within(lambda tx: cluster.store.partitions.take(tx, [0], "b", b))

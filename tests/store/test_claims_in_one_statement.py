@@ -8,6 +8,8 @@ from contextlib import closing
 import pytest
 from cluster import Cluster, ending, wanted
 
+from jobsync_celery.store.claims import LOST_AT_ONCE
+from jobsync_celery.store.database import Database, Timeouts
 from jobsync_celery.store.guard import Guard
 from jobsync_celery.store.outcomes import Busy, Committed, Ending, Granted, Known, NotOurs, Wanted
 
@@ -152,3 +154,30 @@ def test_a_claim_that_its_user_is_about_to_complete_holds_up_no_other_key(cluste
         outcomes = commit(cluster, now, [], [waiting, other]).outcomes
         assert isinstance(outcomes[waiting.run], Busy) and isinstance(outcomes[other.run], Granted)
     assert isinstance(commit(cluster, now, [], [waiting]).outcomes[waiting.run], Granted)
+
+
+MANY_RUNNING = (
+    "INSERT INTO {claim} (task_id, task_key, token_id, partition_id, node, incarnation, fence)"
+    " SELECT 'many' || n, 'many' || n, 0, 0, 'a', :incarnation, n FROM generate_series(1, :count) AS n"
+)
+
+
+def test_claims_cost_no_more_because_many_others_are_running(cluster: Cluster, database_url: str) -> None:
+    """A plan made while the table is small must not compare each wanted key with each running claim."""
+    incarnation = cluster.join("a", 0)
+    impatient = Database(database_url, timeouts=Timeouts(statement=1.0))
+    with closing(impatient.link("claimer")) as link:
+        assert cluster.store.claims.commit(link, "a", incarnation, [], [wanted("first", "first")]).outcomes
+        cluster.rows(MANY_RUNNING, incarnation=incarnation, count=40_000)
+        wants = [wanted(f"t{number}", f"k{number}") for number in range(500)]
+        outcomes = cluster.store.claims.commit(link, "a", incarnation, [], wants).outcomes
+    assert sum(isinstance(outcome, Granted) for outcome in outcomes.values()) == 500
+
+
+def test_a_dead_holders_claims_are_marked_lost_in_batches(cluster: Cluster) -> None:
+    incarnation = cluster.join("a", 0)
+    cluster.rows(MANY_RUNNING, incarnation=incarnation, count=2 * LOST_AT_ONCE + 500)
+    assert cluster.within(lambda tx: cluster.store.claims.lose(tx, incarnation)) == LOST_AT_ONCE
+    assert cluster.bury("a", incarnation)
+    assert [cluster.within(cluster.store.claims.settle) for _ in range(3)] == [LOST_AT_ONCE, 500, 0]
+    assert set(cluster.states().values()) == {"lost"}

@@ -154,7 +154,7 @@ def test_dropping_leaves_nothing_and_can_be_repeated(database: Database) -> None
             ClusterShape(10_000, 64, "md5"),
             ["hash_function='double_sha256'", "hash_function='md5'", "appname"],
         ),
-        (ClusterShape(10_000, 64, "double_sha256", "job"), ["kind='celery'", "kind='job'", "appname"]),
+        (ClusterShape(10_000, 64, "double_sha256", "job"), ["'celery'", "'job'", "appname"]),
     ],
 )
 def test_another_shape_is_refused_naming_both_values(database: Database, other: ClusterShape, both: list[str]) -> None:

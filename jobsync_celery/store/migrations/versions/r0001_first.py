@@ -207,6 +207,7 @@ CREATE FUNCTION {commit_claims}(
 ) RETURNS TABLE (task_id text, origin text, retries int, fence bigint)
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_material = off
 AS $$
 #variable_conflict use_column
 DECLARE
