@@ -13,6 +13,7 @@ from jobs.crew import Crew
 _FOLDER = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With pytest-xdist, tests of one module share a process, and so its crew."""
     for item in items:

@@ -63,8 +63,9 @@ def test_what_a_killed_member_had_is_another_s_within_its_lease_and_a_second(
     crew.assert_one_owner()
 
 
-def test_a_member_that_is_stopped_for_less_than_its_lease_keeps_what_it_has(crew: Crew, victim: Member) -> None:
-    before = crew.held()
+def test_a_member_that_is_stopped_for_less_than_its_lease_keeps_what_it_has(crew: Crew) -> None:
+    crew.settle(3)
+    before, victim = crew.held(), crew.follower()
     victim.signal(signal.SIGSTOP)
     time.sleep(TIMEOUT - 2 * HEARTBEAT)  # the silence itself
     woken = victim.signal(signal.SIGCONT)
@@ -74,8 +75,10 @@ def test_a_member_that_is_stopped_for_less_than_its_lease_keeps_what_it_has(crew
 
 
 def test_a_member_that_is_stopped_beyond_its_lease_has_nothing_when_it_wakes_and_a_share_soon_after(
-    crew: Crew, victim: Member, record_property: Note
+    crew: Crew, record_property: Note
 ) -> None:
+    crew.settle(3)
+    victim = crew.leader()
     at = victim.signal(signal.SIGSTOP)
     crew.until_shared(crew.others(victim))
     record_property("vacant", crew.vacant(at))

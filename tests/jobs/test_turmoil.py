@@ -17,7 +17,7 @@ from faults.proxy import PASS, Mode
 from jobs.crew import TIMEOUT, Crew, Member
 from jobsync_celery.servers import PrivatePostgres
 
-EVENTS = int(os.environ.get("JOBSYNC_JOB_EVENTS", "3"))
+EVENTS = int(os.environ.get("JOBSYNC_JOB_EVENTS", "2"))
 SEED = int(os.environ.get("JOBSYNC_JOB_SEED", "1"))
 FEWEST, MOST = 2, 5
 #: How long a fault lasts: moments, and just under, just over and well over a lease.
