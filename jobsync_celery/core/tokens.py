@@ -15,6 +15,8 @@ from uuid import UUID
 from jobsync_celery.errors import KeyInvalid
 
 KEY_LENGTH = 255
+#: Integers below this are valid keys as they are.
+_SHORT = 1 << 63
 
 _sha256 = hashlib.sha256
 _first_eight_bytes = struct.Struct(">Q").unpack_from
@@ -50,6 +52,8 @@ def key_text(value: object) -> str:
     """
     if type(value) is str and value.isascii() and 0 < len(value) <= KEY_LENGTH and "\0" not in value:
         return value  # most are such, and programs ask for every one of theirs
+    if type(value) is int and -_SHORT < value < _SHORT:
+        return repr(value)
     text = _as_text(value)
     if not 0 < len(text) <= KEY_LENGTH:
         raise KeyInvalid(f"a key must have 1 to {KEY_LENGTH} characters")
