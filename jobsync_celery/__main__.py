@@ -1,10 +1,10 @@
-"""``python -m jobsync_celery demo | status | cleanup``."""
+"""``python -m jobsync_celery demo``, and every command of ``celery jobsync`` by the URL of a database."""
 
 from __future__ import annotations
 
 import click
 
-from jobsync_celery.cli.main import COMMANDS_OF_URL
+from jobsync_celery.cli.main import COMMANDS
 from jobsync_celery.demo.command import demo
 
 
@@ -14,7 +14,7 @@ def main() -> None:
 
 
 main.add_command(demo)
-for command in COMMANDS_OF_URL:
+for command in COMMANDS:
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -1,36 +1,56 @@
-"""``status``: the cluster as its tables show it. Reads only: it creates nothing."""
+"""``status`` and ``nodes``: the cluster as its tables show it. Reads only: it creates nothing."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from typing import Any
 
-import click
-from rich.console import Console
-from rich.table import Table
-
-from jobsync_celery.cli.asking import NO_ANSWER, TROUBLED, WELL
-from jobsync_celery.errors import SchemaOutdated
-from jobsync_celery.store.database import Database
+from jobsync_celery.cli.answer import NO_ANSWER, NOTHING, TROUBLED, WELL, Answer, Grid, counted, duration, moment, text
+from jobsync_celery.cli.command import question
+from jobsync_celery.cli.site import Site
 from jobsync_celery.store.reports import ClusterStatus, NodeShare, Reports
 
+#: How far tokens may be from a node's share by weight, in percent.
+BALANCE = 10.0
+
 _HEADINGS = ("node", "state", "lag s", "partitions", "tokens", "share %", "running")
-_TEXTS = 2  # headings whose columns are texts; the others are numbers
-_STYLES = {"stable": "green", "live": "green", "draining": "yellow", "rebalancing": "yellow"}
+_DETAILS = ("node", "state", "lag s", "lease s", "weight", "tokens", "running", "since", "host", "pid", "version")
+_NUMBERS = frozenset(("lag s", "lease s", "weight", "partitions", "tokens", "share %", "running", "pid"))
+#: So many partitions for each node let shares differ by a tenth at most.
+_PARTITIONS_PER_NODE = 10
 
 
-def show_status(database: Database, as_json: bool) -> int:
-    """Print the status; the exit code that says how the cluster is."""
-    status = _ask(database)
-    if as_json:
-        click.echo(json.dumps(as_dict(status), indent=2))
-    elif (console := Console()).is_terminal:
-        _paint(console, status)
-    else:
-        for line in plain(status):
-            click.echo(line)
-    return exit_code(status)
+@question("status")
+def status(site: Site) -> Answer:
+    """Show how the cluster is: its state in a word, leader, nodes, balance, and what waits."""
+    seen = _status(site)
+    grid = Grid(_HEADINGS, [_cells(share, seen) for share in seen.nodes], _NUMBERS)
+    return Answer(as_dict(seen), _sentences(seen), [grid], _notes(seen), exit_code(seen), seen.state)
+
+
+@question("nodes")
+def nodes(site: Site) -> Answer:
+    """List the nodes, dead ones too, in order of their start: the first that is live leads."""
+    seen = _status(site)
+    listed = [_node(share, seen) for share in seen.nodes]
+    rows = [
+        (
+            each["name"],
+            each["state"],
+            _lag(each["lag"]),
+            f"{each['lease']:g}" if each["lease"] else NOTHING,
+            f"{each['weight']:g}",
+            str(each["tokens"]),
+            str(each["running"]),
+            moment(each["since"]),
+            text(each["host"]),
+            text(each["pid"]),
+            text(each["version"]),
+        )
+        for each in listed
+    ]
+    lines = [] if rows else ["no node has registered yet"]
+    data = {"at": seen.at, "leader": seen.leader.node, "nodes": listed}
+    return Answer(data, lines, [Grid(_DETAILS, rows, _NUMBERS)] if rows else [], code=exit_code(seen))
 
 
 def exit_code(status: ClusterStatus) -> int:
@@ -43,91 +63,105 @@ def as_dict(status: ClusterStatus) -> dict[str, Any]:
     leader = status.leader
     return {
         "state": status.state,
-        "at": status.at.isoformat(),
-        "leader": {
-            "node": leader.node,
-            "term": leader.term,
-            "since": leader.since.isoformat() if leader.since else None,
-        },
+        "at": status.at,
+        "leader": {"node": leader.node, "term": leader.term, "since": leader.since},
         "partitions": {"total": status.partitions, "unowned": status.unowned, "moving": status.moving},
+        "balance": {
+            "within": status.imbalance is None or status.imbalance <= BALANCE,
+            "off_percent": None if status.imbalance is None else round(status.imbalance, 1),
+            "limit_percent": BALANCE,
+        },
+        "lag": None if status.lag is None else round(status.lag, 3),
         "running": status.running,
+        "awaited_keys": status.awaited_keys,
         "locks": {"total": status.locks, "unserved": status.unserved_locks},
         "rebalances_last_hour": status.rebalances_last_hour,
+        "leader_changes_last_hour": status.leader_changes_last_hour,
         "nodes": [_node(share, status) for share in status.nodes],
     }
 
 
-def plain(status: ClusterStatus) -> list[str]:
-    """The status as lines of columns, for pipes."""
-    rows = [_HEADINGS, *(_cells(share, status) for share in status.nodes)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    return [_summary(status), *("  ".join(_aligned(row, widths)).rstrip() for row in rows)]
+def _status(site: Site) -> ClusterStatus:
+    with site.reading() as tx:
+        return Reports(site.database).status(tx)
 
 
-def _ask(database: Database) -> ClusterStatus:
-    try:
-        with database.transaction("jobsync status") as tx:
-            return Reports(database).status(tx)
-    except SchemaOutdated as error:
-        raise SchemaOutdated(
-            f"no {database.prefix!r} tables of this version in {database.where}: no worker has started there yet, or"
-            f" with another appname ({error})"
-        ) from error
-
-
-def _paint(console: Console, status: ClusterStatus) -> None:
-    state, _, rest = _summary(status).partition(";")
-    console.print(f"[{_STYLES.get(status.state, 'red')}]{state}[/];{rest}", highlight=False)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for number, heading in enumerate(_HEADINGS):
-        table.add_column(heading, justify="left" if number < _TEXTS else "right", overflow="fold")
-    for share in status.nodes:
-        name, state, *numbers = _cells(share, status)
-        table.add_row(name, f"[{_STYLES.get(state, 'red')}]{state}[/]", *numbers)
-    console.print(table)
-
-
-def _summary(status: ClusterStatus) -> str:
+def _sentences(status: ClusterStatus) -> list[str]:
     leader = status.leader
     last = "last " if status.state == "no leader" else ""
     led = f"{last}leader {leader.node}, term {leader.term}" if leader.node else "no leader yet"
-    return (
+    first = (
         f"{status.state}; {led}; {status.partitions} partitions, {status.unowned} unowned, {status.moving} moving;"
         f" {status.running} running{_locks(status)}"
     )
+    if not status.nodes:
+        return [first, "no node has registered yet: start a worker of this app"]
+    hour = f"{counted(status.rebalances_last_hour, 'rebalance')}, {_changes(status)} in the last hour"
+    return [first, f"{_balance(status)}; heartbeat lag {duration(status.lag)}; {hour}{_awaited(status)}"]
+
+
+def _changes(status: ClusterStatus) -> str:
+    return counted(status.leader_changes_last_hour, "leader change")
+
+
+def _balance(status: ClusterStatus) -> str:
+    off = status.imbalance
+    if off is None:
+        return "no balance to tell"
+    return f"balance within ±{BALANCE:.0f} %" if off <= BALANCE else f"balance off by {off:.0f} %"
+
+
+def _awaited(status: ClusterStatus) -> str:
+    keys = status.awaited_keys
+    return f"; {counted(keys, 'key')} {'is' if keys == 1 else 'are'} waited for" if keys else ""
 
 
 def _locks(status: ClusterStatus) -> str:
     if not status.locks:
         return ""
     unserved = f", {status.unserved_locks} of them wait for a node that matches" if status.unserved_locks else ""
-    return f"; {status.locks} keys locked{unserved}"
+    return f"; {counted(status.locks, 'key')} locked{unserved}"
 
 
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    texts = [cell.ljust(width) for cell, width in zip(row[:_TEXTS], widths, strict=False)]
-    return texts + [cell.rjust(width) for cell, width in zip(row[_TEXTS:], widths[_TEXTS:], strict=True)]
+def _notes(status: ClusterStatus) -> list[str]:
+    """What to make of it, where that is not plain."""
+    off, sharing = status.imbalance, sum(share.node.state == "live" for share in status.nodes)
+    if status.state != "stable" or off is None or off <= BALANCE:
+        return []
+    if status.partitions < _PARTITIONS_PER_NODE * sharing:
+        return [
+            f"{status.partitions} partitions are too few for shares of {sharing} nodes within ±{BALANCE:.0f} %:"
+            f" that takes {_PARTITIONS_PER_NODE} for each node"
+        ]
+    return []
 
 
 def _cells(share: NodeShare, status: ClusterStatus) -> tuple[str, ...]:
     node = _node(share, status)
-    lag = "-" if node["lag"] is None else f"{node['lag']:.1f}"
     numbers = (node["partitions"], node["tokens"], f"{node['share']:.1f}", node["running"])
-    return (node["name"], node["state"], lag, *map(str, numbers))
+    return (node["name"], node["state"], _lag(node["lag"]), *map(str, numbers))
+
+
+def _lag(lag: float | None) -> str:
+    return NOTHING if lag is None else f"{lag:.1f}"
 
 
 def _node(share: NodeShare, status: ClusterStatus) -> dict[str, Any]:
     owned = sum(each.tokens for each in status.nodes)
+    node = share.node
     return {
-        "name": share.node.name,
-        "state": "silent" if share.node.silent else share.node.state,
-        "lag": None if share.node.lag is None else round(share.node.lag, 3),
+        "name": node.name,
+        "state": "silent" if node.silent else node.state,
+        "lag": None if node.lag is None else round(node.lag, 3),
         "partitions": share.owned,
         "targets": share.targets,
         "tokens": share.tokens,
         "share": round(100 * share.tokens / owned, 1) if owned else 0.0,
         "running": share.running,
-        "host": share.node.hostname,
-        "pid": share.node.pid,
-        "version": share.node.version,
+        "weight": node.weight,
+        "lease": node.lease_sec,
+        "since": node.created_on,
+        "host": node.hostname,
+        "pid": node.pid,
+        "version": node.version,
     }

@@ -14,6 +14,8 @@ _OUTDATED = frozenset({"42P01", "42703", "3F000"})
 #: This session is of no more use, whatever the driver thinks: shut down, or its server became a standby.
 _BREAKING = frozenset({"25006", "25P03", "25P04", "57P01", "57P02", "57P03", "57P04", "57P05"})
 
+_UNKNOWN_OPTION = "invalid connection option"
+
 
 def translated(error: BaseException, where: str = "") -> StoreError:
     """The store's error for a driver's or SQLAlchemy's; raise it ``from`` the original.
@@ -76,4 +78,6 @@ def _message(cause: BaseException, state: str | None) -> str:
         return f"{primary} (SQLSTATE {state})" if state else str(primary)
     if _is_connection_trouble(cause):
         return " ".join(str(cause).split()) or type(cause).__name__
+    if _UNKNOWN_OPTION in str(cause):  # quotes the option's name and no value
+        return " ".join(str(cause).split())
     return type(cause).__name__

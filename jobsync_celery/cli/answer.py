@@ -1,0 +1,170 @@
+"""What a command has to say, in the three ways of saying it: for people at a terminal, for pipes, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+#: Exit codes: all is well; degraded, or not settled; no leader, no database, or nothing that could be asked so.
+WELL, TROUBLED, NO_ANSWER = 0, 1, 2
+
+NOTHING = "-"
+_GAP = "  "
+_STYLES = {
+    **dict.fromkeys(("stable", "live", "well", "done", "owned"), "green"),
+    **dict.fromkeys(("draining", "rebalancing", "retried", "moving", "taken", "caretaker"), "yellow"),
+    **dict.fromkeys(("running", "leader"), "cyan"),
+    **dict.fromkeys(("degraded", "no leader", "silent", "dead", "failed", "lost", "free", "unserved"), "red"),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows under headings. Columns named in ``numbers`` are set to the right; those in ``whole`` are never folded."""
+
+    headings: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    numbers: frozenset[str] = frozenset()
+    whole: frozenset[str] = frozenset()
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one question.
+
+    Arguments:
+        data: as JSON has it.
+        lines: sentences, before the grids; a first one that begins with a word of state is painted so.
+        notes: sentences after them.
+        code: the exit code.
+    """
+
+    data: Mapping[str, Any]
+    lines: Sequence[str] = ()
+    grids: Sequence[Grid] = ()
+    notes: Sequence[str] = ()
+    code: int = WELL
+    state: str = field(default="", compare=False)
+
+
+def show(answer: Answer, as_json: bool, *, compact: bool = False) -> None:
+    """Print an answer as the reader can take it."""
+    if as_json:
+        click.echo(as_text(answer, compact=compact))
+    elif (console := Console()).is_terminal:
+        console.print(painted(answer))
+    else:
+        for line in plain(answer):
+            click.echo(line)
+
+
+def as_text(answer: Answer, *, compact: bool = False) -> str:
+    """The answer as JSON; ``compact`` is one line."""
+    return json.dumps(answer.data, indent=None if compact else 2, default=_plain_value, ensure_ascii=False)
+
+
+def plain(answer: Answer) -> Iterator[str]:
+    """The answer as lines, with columns that can be cut."""
+    yield from answer.lines
+    for grid in answer.grids:
+        if grid.title:
+            yield grid.title
+        yield from _columns(grid)
+    yield from answer.notes
+
+
+def painted(answer: Answer) -> RenderableType:
+    """The answer for a terminal."""
+    parts: list[RenderableType] = [_sentence(line, answer.state) for line in answer.lines]
+    for grid in answer.grids:
+        if grid.title:
+            parts.append(Text(grid.title, style="bold"))
+        parts.append(_table(grid))
+    parts.extend(Text(note, style="dim") for note in answer.notes)
+    return Group(*parts)
+
+
+def moment(at: datetime | None) -> str:
+    """A time for people: the reader's own day and clock."""
+    return NOTHING if at is None else at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def duration(seconds: float | None) -> str:
+    """A span for people, in its two largest units."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours < 48 else f"{hours // 24}d{hours % 24:02}h"
+
+
+def text(value: object) -> str:
+    """A cell."""
+    return NOTHING if value is None or value == "" else str(value)
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _plain_value(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+def _columns(grid: Grid) -> Iterator[str]:
+    rows = [grid.headings, *grid.rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(grid.headings))]
+    for row in rows:
+        cells = (
+            cell.rjust(width) if heading in grid.numbers else cell.ljust(width)
+            for cell, width, heading in zip(row, widths, grid.headings, strict=True)
+        )
+        yield _GAP.join(cells).rstrip()
+
+
+def _table(grid: Grid) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for heading in grid.headings:
+        justify: Any = "right" if heading in grid.numbers else "left"
+        whole = heading in grid.numbers or heading in grid.whole
+        table.add_column(heading, justify=justify, overflow="fold", no_wrap=whole)
+    for row in grid.rows:
+        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+    return table
+
+
+def _sentence(line: str, state: str) -> Text:
+    sentence = Text(line)
+    if state and line.startswith(state):
+        sentence.stylize(f"bold {_STYLES.get(state, 'red')}", 0, len(state))
+    return sentence
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Which of the known names may be meant, as the end of a message."""
+    from difflib import get_close_matches
+
+    names = sorted(set(known))
+    close = get_close_matches(name, names, n=1) or [each for each in names if each.startswith(name)][:1]
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return f"; there are: {shown}" if names else ""

@@ -1,0 +1,141 @@
+"""What all commands share: which cluster, how the answer is printed, how often, and what an error looks like."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from jobsync_celery.cli.answer import NO_ANSWER, Answer, painted, show
+from jobsync_celery.cli.site import URL_VARIABLE, site_of
+from jobsync_celery.errors import JobsyncError
+
+EXIT_CODES = (
+    "Exit status: 0 all is well, 1 degraded or not settled, 2 no leader, no database, or a question that has no answer."
+)
+_WATCH_SEC = 2.0
+_SHORTEST_WATCH_SEC = 0.2
+_INTERRUPTED = 130
+
+Asked = Callable[..., Answer]
+
+_CLUSTER = (
+    click.option("--url", metavar="URL", help=f"The database, if no app is named. Also read from {URL_VARIABLE}."),
+    click.option("--appname", metavar="PREFIX", help="With --url: prefix of the cluster's tables.  [default: sync_]"),
+    click.option("--schema", help="With --url: schema of the tables, if not on the search path."),
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_WATCH = click.option(
+    "--watch",
+    metavar="[SECONDS]",
+    type=click.FloatRange(min=_SHORTEST_WATCH_SEC),
+    is_flag=False,
+    flag_value=_WATCH_SEC,
+    help=f"Ask again every so many seconds ({_WATCH_SEC:.0f} if not given), until Ctrl-C.",
+)
+
+
+def question(name: str, **settings: Any) -> Callable[[Asked], click.Command]:
+    """Make a command of a function that reads: it gets the :class:`Site`, and what options the decorators below add."""
+
+    def decorate(function: Asked) -> click.Command:
+        @functools.wraps(function)
+        def run(as_json: bool, watch: float | None, **given: Any) -> None:
+            _run(function, given, as_json, watch)
+
+        return _command(name, _with(run, (*_CLUSTER, _JSON, _WATCH)), settings)
+
+    return decorate
+
+
+def order(name: str, **settings: Any) -> Callable[[Asked], click.Command]:
+    """Make a command of a function that changes something; it cannot be watched."""
+
+    def decorate(function: Asked) -> click.Command:
+        @functools.wraps(function)
+        def run(as_json: bool, **given: Any) -> None:
+            _run(function, given, as_json, None)
+
+        return _command(name, _with(run, (*_CLUSTER, _JSON)), settings)
+
+    return decorate
+
+
+def _command(name: str, run: Callable[..., None], settings: dict[str, Any]) -> click.Command:
+    made: click.Command = click.command(name, **{"epilog": EXIT_CODES, **settings})(run)
+    return made
+
+
+def _with(run: Callable[..., None], options: tuple[Callable[[Any], Any], ...]) -> Callable[..., None]:
+    for option in reversed(options):
+        run = option(run)
+    return run
+
+
+def _run(function: Asked, given: dict[str, Any], as_json: bool, watch: float | None) -> None:
+    """Ask, print, and exit as the answer says; an error is one line."""
+    named = {name: given.pop(name) for name in ("url", "appname", "schema")}
+    try:
+        app = getattr(click.get_current_context().obj, "app", None)
+        site = site_of(app, **named)
+        ask = functools.partial(function, site, **given)
+        code = _watch(ask, as_json, watch) if watch else _once(ask, as_json)
+    except JobsyncError as error:
+        complain(error)
+        code = NO_ANSWER
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    sys.exit(code)
+
+
+def complain(error: JobsyncError) -> None:
+    """Say in one line what is wrong."""
+    click.echo(_line(error), err=True)
+
+
+def _line(error: JobsyncError) -> str:
+    return f"Error: {' '.join(str(error).split())}"
+
+
+def _once(ask: Callable[[], Answer], as_json: bool) -> int:
+    answer = ask()
+    show(answer, as_json)
+    return answer.code
+
+
+def _watch(ask: Callable[[], Answer], as_json: bool, seconds: float) -> int:
+    """Ask until interrupted; the first question has to be answered, later ones may fail and be asked again."""
+    console = Console()
+    answer = ask()
+    code = answer.code
+    pause = threading.Event()
+    try:
+        if as_json or not console.is_terminal:
+            while True:
+                show(answer, as_json, compact=True)
+                sys.stdout.flush()
+                pause.wait(seconds)
+                answer, code = _again(ask, answer, code)
+        with Live(painted(answer), console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                pause.wait(seconds)
+                answer, code = _again(ask, answer, code)
+                live.update(painted(answer), refresh=True)
+    except KeyboardInterrupt:
+        if not as_json and console.is_terminal:
+            console.print(painted(answer))
+        return code
+
+
+def _again(ask: Callable[[], Answer], last: Answer, code: int) -> tuple[Answer, int]:
+    try:
+        answer = ask()
+    except JobsyncError as error:
+        return Answer({"error": str(error)}, (_line(error),), code=NO_ANSWER), NO_ANSWER
+    return answer, answer.code

@@ -1,0 +1,97 @@
+"""Where a command looks: the tables of an app's cluster, or of the one that a URL names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+from jobsync_celery.core.tokens import TokenMap
+from jobsync_celery.errors import JobsyncError, SchemaOutdated
+from jobsync_celery.settings import CoordinationConfig
+from jobsync_celery.store.database import Connection, Database, set_patience
+from jobsync_celery.store.schema import ClusterInfo, find_cluster
+from jobsync_celery.store.store import Store
+
+URL_VARIABLE = "JOBSYNC_URL"
+
+#: Seconds for a report over many claims. Reports lock nothing.
+_PATIENCE = 30.0
+
+
+class Site:
+    """One cluster, to ask and to change. Opens nothing until it is used.
+
+    Arguments:
+        app: the Celery app, if one was named: it knows the queues and the broker.
+    """
+
+    def __init__(self, database: Database, config: CoordinationConfig, app: Any = None) -> None:
+        self.database = database
+        self.config = config
+        self.app = app
+
+    @cached_property
+    def store(self) -> Store:
+        """All tables."""
+        return Store(self.database)
+
+    @cached_property
+    def cluster(self) -> ClusterInfo:
+        """What the cluster was created with, whatever the settings say."""
+        found = find_cluster(self.database)
+        if found is None:
+            raise SchemaOutdated(self._nothing_there())
+        return found
+
+    @property
+    def tokens(self) -> TokenMap:
+        """How keys map to partitions."""
+        return self.cluster.shape.tokens
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction for questions; nothing is made or locked."""
+        try:
+            with self.database.transaction("jobsync command") as tx:
+                set_patience(tx, _PATIENCE)
+                yield tx
+        except SchemaOutdated as error:
+            raise SchemaOutdated(f"{self._nothing_there()} ({error})") from error
+
+    @contextmanager
+    def changing(self) -> Iterator[Connection]:
+        """A transaction for changes, with the short limits that others need."""
+        self.cluster  # noqa: B018 - that the tables are there is said before anything is changed
+        with self.database.transaction("jobsync command") as tx:
+            yield tx
+
+    def _nothing_there(self) -> str:
+        tables = f"no {self.database.prefix!r} tables of this version in {self.database.where}"
+        return f"{tables}: no worker has started there yet, or with another appname"
+
+
+def site_of(app: Any, url: str | None, appname: str | None, schema: str | None) -> Site:
+    """The site that a command line names: by URL, by app, or by the environment.
+
+    Raises JobsyncError, with what to write.
+    """
+    plugin = getattr(app, "jobsync", None)
+    url = url or (os.environ.get(URL_VARIABLE) if plugin is None else None)
+    if url:
+        config = CoordinationConfig(url=url, appname=appname or "sync_", schema=schema)
+        return Site(Database(config.database_url(), prefix=config.appname, schema=config.schema), config)
+    if app is None:
+        raise JobsyncError(f"no database is named: give --url postgresql://user@host/dbname, or set {URL_VARIABLE}")
+    if plugin is None:
+        raise JobsyncError(
+            f"the app {app.main!r} has no JobSync: write JobSync(app), name the app with celery -A, or give --url"
+        )
+    if plugin.cluster is None:
+        raise JobsyncError(f"coordination is switched off for the app {app.main!r}: there is no cluster to ask")
+    if appname or schema:
+        raise JobsyncError("--appname and --schema go with --url: the app's settings name its own tables")
+    database: Database = plugin.cluster.store.database
+    return Site(database, plugin.config, app)
