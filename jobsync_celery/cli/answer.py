@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -18,6 +19,7 @@ WELL, TROUBLED, NO_ANSWER = 0, 1, 2
 
 NOTHING = "-"
 _GAP = "  "
+_SHORTEST = 16
 _STYLES = {
     **dict.fromkeys(("stable", "live", "well", "done", "owned"), "green"),
     **dict.fromkeys(("draining", "rebalancing", "retried", "moving", "taken", "caretaker"), "yellow"),
@@ -28,12 +30,19 @@ _STYLES = {
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows under headings. Columns named in ``numbers`` are set to the right; those in ``whole`` are never folded."""
+    """Rows under headings.
+
+    Arguments:
+        numbers: columns that are set to the right.
+        whole: columns that are never cut off, where a terminal is narrow. Numbers are not, either.
+        spare: columns that are left out there, the first ones first.
+    """
 
     headings: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     numbers: frozenset[str] = frozenset()
     whole: frozenset[str] = frozenset()
+    spare: tuple[str, ...] = ()
     title: str = ""
 
 
@@ -61,7 +70,7 @@ def show(answer: Answer, as_json: bool, *, compact: bool = False) -> None:
     if as_json:
         click.echo(as_text(answer, compact=compact))
     elif (console := Console()).is_terminal:
-        console.print(painted(answer))
+        console.print(painted(answer, console.width))
     else:
         for line in plain(answer):
             click.echo(line)
@@ -82,13 +91,13 @@ def plain(answer: Answer) -> Iterator[str]:
     yield from answer.notes
 
 
-def painted(answer: Answer) -> RenderableType:
-    """The answer for a terminal."""
+def painted(answer: Answer, width: int) -> RenderableType:
+    """The answer for a terminal of so many columns."""
     parts: list[RenderableType] = [_sentence(line, answer.state) for line in answer.lines]
     for grid in answer.grids:
         if grid.title:
             parts.append(Text(grid.title, style="bold"))
-        parts.append(_table(grid))
+        parts.append(_table(grid, width))
     parts.extend(Text(note, style="dim") for note in answer.notes)
     return Group(*parts)
 
@@ -121,6 +130,16 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Which of the known names may be meant, as the end of a message."""
+    names = sorted(set(known))
+    close = get_close_matches(name, names, n=1) or [each for each in names if each.startswith(name)][:1]
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return f"; there are: {shown}" if names else ""
+
+
 def _plain_value(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat()
@@ -140,15 +159,44 @@ def _columns(grid: Grid) -> Iterator[str]:
         yield _GAP.join(cells).rstrip()
 
 
-def _table(grid: Grid) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    for heading in grid.headings:
+def _table(grid: Grid, width: int) -> Table:
+    rows = [tuple(_nearer(cell) for cell in row) for row in grid.rows]
+    widest = {heading: max([len(heading), *(len(row[at]) for row in rows)]) for at, heading in enumerate(grid.headings)}
+    table = Table(box=None, padding=(0, len(_GAP), 0, 0), header_style="dim", pad_edge=False)
+    fitting = _fitting(grid, widest, width)
+    for heading, room in fitting.items():
         justify: Any = "right" if heading in grid.numbers else "left"
-        whole = heading in grid.numbers or heading in grid.whole
-        table.add_column(heading, justify=justify, overflow="fold", no_wrap=whole)
-    for row in grid.rows:
-        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        table.add_column(heading, justify=justify, overflow="ellipsis", no_wrap=True, width=room)
+    shown = [at for at, heading in enumerate(grid.headings) if heading in fitting]
+    for row in rows:
+        table.add_row(*(Text(row[at], style=_STYLES.get(row[at], "")) for at in shown))
     return table
+
+
+def _fitting(grid: Grid, widest: Mapping[str, int], width: int) -> dict[str, int]:
+    """The columns that there is room for, and their widths; what is not firm may be cut down to some characters."""
+    least = {
+        heading: full if heading in grid.numbers | grid.whole else min(full, _SHORTEST)
+        for heading, full in widest.items()
+    }
+    for heading in grid.spare:
+        if sum(least.values()) + len(_GAP) * (len(least) - 1) <= width:
+            break
+        del least[heading]
+    widths = {heading: widest[heading] for heading in least}
+    too_much = sum(widths.values()) + len(_GAP) * (len(widths) - 1) - width
+    for _ in range(too_much):
+        heading = max(widths, key=lambda each: widths[each] - least[each])
+        if widths[heading] == least[heading]:
+            break
+        widths[heading] -= 1
+    return widths
+
+
+def _nearer(cell: str) -> str:
+    """A time of today without its day."""
+    today = datetime.now().astimezone().strftime("%Y-%m-%d ")
+    return cell.removeprefix(today)
 
 
 def _sentence(line: str, state: str) -> Text:
@@ -156,15 +204,3 @@ def _sentence(line: str, state: str) -> Text:
     if state and line.startswith(state):
         sentence.stylize(f"bold {_STYLES.get(state, 'red')}", 0, len(state))
     return sentence
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Which of the known names may be meant, as the end of a message."""
-    from difflib import get_close_matches
-
-    names = sorted(set(known))
-    close = get_close_matches(name, names, n=1) or [each for each in names if each.startswith(name)][:1]
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-    return f"; there are: {shown}" if names else ""

@@ -16,6 +16,7 @@ from jobsync_celery.store.claim_reports import ClaimReports, ClaimRow
 
 _STATES = ("running", "done", "failed", "retried", "lost")
 _HEADINGS = ("state", "key", "task", "node", "att", "began", "took", "task id")
+_WHOLE, _SPARE = frozenset(("state", "task id")), ("att", "began", "task")
 
 
 @click.option("--running", "asked", flag_value="running", help="Only what runs now.")
@@ -62,7 +63,7 @@ def claim_grid(claims: Sequence[ClaimRow], title: str = "") -> Grid:
         )
         for each in claims
     ]
-    return Grid(_HEADINGS, rows, frozenset(("att", "took")), frozenset(("state",)), title)
+    return Grid(_HEADINGS, rows, frozenset(("att", "took")), _WHOLE, _SPARE, title)
 
 
 def claim_data(claim: ClaimRow) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
-import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -113,29 +114,52 @@ def _watch(ask: Callable[[], Answer], as_json: bool, seconds: float) -> int:
     """Ask until interrupted; the first question has to be answered, later ones may fail and be asked again."""
     console = Console()
     answer = ask()
-    code = answer.code
-    pause = threading.Event()
-    try:
+    with _Patience() as patience:
         if as_json or not console.is_terminal:
-            while True:
+            show(answer, as_json, compact=True)
+            while patience.waits(seconds):
+                answer = _again(ask)
                 show(answer, as_json, compact=True)
-                sys.stdout.flush()
-                pause.wait(seconds)
-                answer, code = _again(ask, answer, code)
-        with Live(painted(answer), console=console, screen=True, auto_refresh=False) as live:
-            while True:
-                pause.wait(seconds)
-                answer, code = _again(ask, answer, code)
-                live.update(painted(answer), refresh=True)
-    except KeyboardInterrupt:
-        if not as_json and console.is_terminal:
-            console.print(painted(answer))
-        return code
+            return answer.code
+        with Live(painted(answer, console.width), console=console, screen=True, auto_refresh=False) as live:
+            while patience.waits(seconds):
+                answer = _again(ask)
+                live.update(painted(answer, console.width), refresh=True)
+        console.print(painted(answer, console.width))
+    return answer.code
 
 
-def _again(ask: Callable[[], Answer], last: Answer, code: int) -> tuple[Answer, int]:
+def _again(ask: Callable[[], Answer]) -> Answer:
     try:
-        answer = ask()
+        return ask()
     except JobsyncError as error:
-        return Answer({"error": str(error)}, (_line(error),), code=NO_ANSWER), NO_ANSWER
-    return answer, answer.code
+        return Answer({"error": str(error)}, (_line(error),), code=NO_ANSWER)
+
+
+class _Patience:
+    """Waits between two questions; Ctrl-C ends the wait, and does not break off a question. A second one does."""
+
+    def __enter__(self) -> _Patience:
+        self._asked_to_end = self._waiting = False
+        self._before = signal.signal(signal.SIGINT, self._interrupted)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def waits(self, seconds: float) -> bool:
+        """Wait so long; false as soon as Ctrl-C was pressed."""
+        try:
+            self._waiting = True
+            if not self._asked_to_end:
+                time.sleep(seconds)
+        except KeyboardInterrupt:
+            return False
+        finally:
+            self._waiting = False
+        return not self._asked_to_end
+
+    def _interrupted(self, *_: object) -> None:
+        again, self._asked_to_end = self._asked_to_end, True
+        if self._waiting or again:
+            raise KeyboardInterrupt

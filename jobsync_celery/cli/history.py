@@ -26,8 +26,9 @@ def history(site: Site, limit: int) -> Answer:
     with site.reading() as tx:
         plans = History(site.database).plans(tx, limit)
     lines = [] if plans else ["nothing has moved yet"]
-    grids = [Grid(_PLANS, [_plan(each) for each in plans], frozenset(("term", "tokens moved", "ms")))] if plans else []
-    return Answer({"rebalances": [_plan_data(each) for each in plans]}, lines, grids)
+    numbers, whole = frozenset(("term", "tokens moved", "ms")), frozenset(("when", "nodes"))
+    grid = Grid(_PLANS, [_plan(each) for each in plans], numbers, whole, ("ms", "term"))
+    return Answer({"rebalances": [_plan_data(each) for each in plans]}, lines, [grid] if plans else [])
 
 
 @click.option("--node", help="Only what this node has, or should have.")
@@ -47,7 +48,9 @@ def tokens(site: Site, node: str | None) -> Answer:
         "total_tokens": site.cluster.shape.total_tokens,
         "partitions": [_partition_data(each, queues.get(each.number)) for each in shown],
     }
-    grid = Grid(_PARTITIONS if queues else _PARTITIONS[:-1], rows, frozenset(("partition",)), frozenset(("tokens",)))
+    headings = _PARTITIONS if queues else _PARTITIONS[:-1]
+    spare = ("since", "queue") if queues else ("since",)
+    grid = Grid(headings, rows, frozenset(("partition",)), frozenset(("tokens", "state")), spare)
     return Answer(data, [_summary(shown)], [grid], code=WELL if settled else TROUBLED)
 
 

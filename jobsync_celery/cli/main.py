@@ -7,9 +7,10 @@ import click
 from jobsync_celery.cli.claims import claims
 from jobsync_celery.cli.history import history, tokens
 from jobsync_celery.cli.status import nodes, status
+from jobsync_celery.cli.where import where, why
 
 #: All that need the database only, so that a URL will do.
-COMMANDS: tuple[click.Command, ...] = (status, nodes, tokens, history, claims)
+COMMANDS: tuple[click.Command, ...] = (status, nodes, tokens, history, claims, where, why)
 
 
 @click.group()

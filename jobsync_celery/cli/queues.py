@@ -35,6 +35,13 @@ def queue_names(site: Site, partitions: Iterable[PartitionRow]) -> dict[int, str
     }
 
 
+def choosy_tasks(site: Site) -> list[str]:
+    """The app's tasks that are declared with node patterns, whose keys lie in those patterns' partitions."""
+    if site.app is None:
+        return []
+    return sorted(name for name, how in site.app.jobsync.cluster.registry.all().items() if how.pool)
+
+
 def depth_of(site: Site, queue: str) -> Depth:
     """How many messages wait in a queue; asked of the broker, once and briefly."""
     if site.app is None:

@@ -15,6 +15,7 @@ BALANCE = 10.0
 _HEADINGS = ("node", "state", "lag s", "partitions", "tokens", "share %", "running")
 _DETAILS = ("node", "state", "lag s", "lease s", "weight", "tokens", "running", "since", "host", "pid", "version")
 _NUMBERS = frozenset(("lag s", "lease s", "weight", "partitions", "tokens", "share %", "running", "pid"))
+_WHOLE, _SPARE = frozenset(("node", "state", "since")), ("version", "pid", "lease s", "weight", "since", "host")
 #: So many partitions for each node let shares differ by a tenth at most.
 _PARTITIONS_PER_NODE = 10
 
@@ -23,7 +24,7 @@ _PARTITIONS_PER_NODE = 10
 def status(site: Site) -> Answer:
     """Show how the cluster is: its state in a word, leader, nodes, balance, and what waits."""
     seen = _status(site)
-    grid = Grid(_HEADINGS, [_cells(share, seen) for share in seen.nodes], _NUMBERS)
+    grid = Grid(_HEADINGS, [_cells(share, seen) for share in seen.nodes], _NUMBERS, _WHOLE)
     return Answer(as_dict(seen), _sentences(seen), [grid], _notes(seen), exit_code(seen), seen.state)
 
 
@@ -50,7 +51,7 @@ def nodes(site: Site) -> Answer:
     ]
     lines = [] if rows else ["no node has registered yet"]
     data = {"at": seen.at, "leader": seen.leader.node, "nodes": listed}
-    return Answer(data, lines, [Grid(_DETAILS, rows, _NUMBERS)] if rows else [], code=exit_code(seen))
+    return Answer(data, lines, [Grid(_DETAILS, rows, _NUMBERS, _WHOLE, _SPARE)] if rows else [], code=exit_code(seen))
 
 
 def exit_code(status: ClusterStatus) -> int:

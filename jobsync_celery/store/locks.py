@@ -13,7 +13,7 @@ from datetime import datetime
 from sqlalchemy.engine import Connection
 
 from jobsync_celery.core.locks import patterns_in
-from jobsync_celery.store.database import Database, Link
+from jobsync_celery.store.database import Database, Link, Row
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ class Locks:
         self._list = sql(
             "SELECT l.task_id, p.pool, l.reason, l.created_at, l.created_by, l.expires_at, l.partition_id,"
             " p.caretaker OR p.target IS NULL AS unserved"
-            " FROM {lock} l JOIN {partition} p USING (partition_id) ORDER BY l.created_at, l.task_id"
+            " FROM {lock} l JOIN {partition} p USING (partition_id)"
+            " WHERE CAST(:key AS text) IS NULL OR l.task_id = :key ORDER BY l.created_at, l.task_id"
         )
         self._placements = sql(
             "SELECT (SELECT locks_version FROM {cluster}) AS version, l.task_id, l.partition_id,"
@@ -200,19 +201,12 @@ class Locks:
 
     def list(self, tx: Connection) -> list[TaskLock]:
         """All locks, the oldest first."""
-        return [
-            TaskLock(
-                key=row.task_id,
-                patterns=patterns_in(row.pool),
-                reason=row.reason,
-                created_at=row.created_at,
-                created_by=row.created_by,
-                expires_at=row.expires_at,
-                partition=row.partition_id,
-                unserved=row.unserved,
-            )
-            for row in tx.execute(self._list)
-        ]
+        return [_lock(row) for row in tx.execute(self._list, {"key": None})]
+
+    def of_key(self, tx: Connection, key: str) -> TaskLock | None:
+        """The lock of a key; None if it has none."""
+        row = tx.execute(self._list, {"key": key}).first()
+        return None if row is None else _lock(row)
 
     def placements(self, link: Link) -> Placements:
         """Which partition each locked key belongs to; one statement."""
@@ -230,3 +224,16 @@ def _columns(locks: Sequence[NewLock], created_by: str) -> dict[str, object]:
         "expires_in": [lock.expires_in for lock in locks],
         "created_by": created_by,
     }
+
+
+def _lock(row: Row) -> TaskLock:
+    return TaskLock(
+        key=row.task_id,
+        patterns=patterns_in(row.pool),
+        reason=row.reason,
+        created_at=row.created_at,
+        created_by=row.created_by,
+        expires_at=row.expires_at,
+        partition=row.partition_id,
+        unserved=row.unserved,
+    )

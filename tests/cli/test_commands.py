@@ -98,7 +98,7 @@ def test_a_question_that_is_watched_is_answered_until_it_is_interrupted(cluster:
     assert states[:2] == ["rebalancing"] * 2 and states[-1] == "stable"
 
 
-def test_a_database_that_goes_away_is_said_and_watched_for(cluster: Cluster, database_url: str, tmp_path: Path) -> None:
+def test_a_database_that_goes_away_is_said_and_watched_for(cluster: Cluster, database_url: str) -> None:
     watching = subprocess.Popen(
         command("nodes", "--url", database_url, "--watch=0.2"), stdout=subprocess.PIPE, text=True
     )
