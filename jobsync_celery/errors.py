@@ -56,6 +56,18 @@ class ClusterMismatch(StoreError):
     """Raised at start when the cluster was created with other total_tokens, partitions or hash_function."""
 
 
+class NodeUnknown(JobsyncError, LookupError):
+    """Raised when no live node has the `name` that was given; `hint` says what may have been meant."""
+
+    def __init__(self, name: str, hint: str) -> None:
+        super().__init__(name, hint)
+        self.name = name
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"no live node is called {self.name!r}: {self.hint}"
+
+
 class TooManyPools(JobsyncError):
     """Raised when a lock has patterns of its own, and there are too many different lists of patterns already."""
 

@@ -72,6 +72,8 @@ class Membership:
         self._failover: tuple[int, float] | None = None
         self.incarnation: int | None = None
         self.draining = False
+        #: Somebody else wants this node to drain. It is kept when the node registers anew.
+        self.drain_ordered = False
         self.next_due = 0.0
         self._curious = curious
         self._heard = heard
@@ -104,8 +106,8 @@ class Membership:
         self._events("node_draining", name=self.name)
 
     def resume(self) -> None:
-        """Ask for work again, after :meth:`drain`."""
-        if self.incarnation is None or not self.draining:
+        """Ask for work again, after :meth:`drain`, or after an order to drain was lifted."""
+        if self.incarnation is None or not self.draining or self.drain_ordered:
             return
         with self._link.transaction() as tx:
             if self._store.nodes.undrain(tx, self.name, self.incarnation):
@@ -149,10 +151,18 @@ class Membership:
             self.lose("the database failed over")
             return None
         self.timeline = answer.timeline
+        self._obey(answer)
         self._heard(answer)
         lease = self.identity.lease_sec
         self._lease.renew(self.incarnation, trusted_until(sent_at, lease, margin=margin_for(lease)))
         return answer
+
+    def _obey(self, answer: Renewal) -> None:
+        """Take in what others want of this node. That an order is lifted is acted on by :meth:`resume`."""
+        self.drain_ordered = answer.drain_ordered
+        if answer.drain_ordered and not self.draining:
+            self.draining = True
+            self._events("node_draining", name=self.name)
 
     def _register(self, now: float) -> bool:
         generation = self._store.nodes.generation(self._link)
@@ -171,14 +181,14 @@ class Membership:
                 proven = self._hold.proves_gone(incumbent.presence)
                 renewals = None if proven else incumbent.renewals
                 evict(tx, self._store, self.name, incumbent.incarnation, renewals, timeline)
-            incarnation = self._store.nodes.register(tx, self.identity, timeline)
+            incarnation = self._store.nodes.register(tx, self.identity, timeline, drain_ordered=self.drain_ordered)
             self._store.notify(tx, "members")
         self.incarnation = incarnation
         if incarnation is None:
             return False
         self._wait = None
         self.timeline = timeline
-        self.draining = False
+        self.draining = self.drain_ordered
         self._events("node_registered", name=self.name, incarnation=incarnation)
         return True
 

@@ -187,7 +187,7 @@ class Node:
             return
         self.ownership.release_stopped(incarnation)
         if self._sync and not self._draining:
-            self.ownership.sync(incarnation)
+            self.ownership.sync(incarnation, giving_up=self.membership.drain_ordered)
             self._sync = False
         self.leadership.tick(self._clock())
         if self._draining and self.ownership.settled and not self.ownership.owned:
@@ -249,10 +249,16 @@ class Node:
             self._trusted = True
             self._resume()
         self.leadership.observe(answer, sent_at, now)
-        self._sync = self._sync or answer.misplaced or answer.caretaking != self.ownership.caretaking
+        self._sync = self._sync or self._differs(answer)
         self._surface.recheck()
         self._roster.learn(answer)
         self._learn_locks(answer.locks_version)
+
+    def _differs(self, answer: Renewal) -> bool:
+        """Whether the database says something else of our partitions than we know, or than is wanted."""
+        if answer.drain_ordered and self.ownership.owned:
+            return True
+        return answer.misplaced or answer.caretaking != self.ownership.caretaking
 
     def _learn_locks(self, version: int) -> None:
         if version != self.placement.version:
@@ -318,7 +324,7 @@ class Node:
             self.membership.next_due = self._clock()
         if "evicted" in notices:
             self._surface.recover()
-        if "locks" in notices:
+        if notices & {"locks", "orders"}:
             self.membership.next_due = self._clock()
         if notices & {"ended", "evicted", "plan", "locks"}:
             self._surface.recheck()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from jobsync_celery.runtime.events import Events
@@ -67,9 +68,15 @@ class Ownership:
         with self._lock:
             return not (self._stopping or self._stopped)
 
-    def sync(self, incarnation: int) -> None:
-        """Compare what this node has with what it should have, and begin what that takes."""
+    def sync(self, incarnation: int, *, giving_up: bool = False) -> None:
+        """Compare what this node has with what it should have, and begin what that takes.
+
+        Arguments:
+            giving_up: it should have nothing, whatever the plan says.
+        """
         share = self._store.partitions.share(self._link, self._name, incarnation)
+        if giving_up:
+            share = replace(share, take=frozenset(), release=share.owned)
         if share.pools:
             self._surface.learn(share.pools)
         here = share.owned | share.take

@@ -66,7 +66,8 @@ class Renewal:
     running claim still belongs to an incarnation that is gone. ``members`` is empty unless this node watches.
     ``locks_version`` counts the changes of task locks; ``lock_due`` is in how many seconds the next one expires.
     ``roster`` is told if it was asked for: a text that changes whenever a node joins, goes or begins to drain.
-    ``caretaking`` are the lock pools' partitions of this node whose keys it may not run.
+    ``caretaking`` are the lock pools' partitions of this node whose keys it may not run. ``drain_ordered``: somebody
+    wants this node to drain, until the order is lifted.
     """
 
     state: str
@@ -79,6 +80,7 @@ class Renewal:
     lock_due: float | None = None
     roster: str | None = None
     caretaking: frozenset[int] = frozenset()
+    drain_ordered: bool = False
 
     @property
     def watching(self) -> bool:
@@ -111,15 +113,17 @@ class Nodes:
         )
         self._register = sql(
             "INSERT INTO {node} AS n (name, incarnation, kind, state, created_on, last_heartbeat, renewals, weight,"
-            " lease_sec, hostname, presence, pid, version)"
+            " lease_sec, drain_ordered, hostname, presence, pid, version)"
             # Sequences may go back at a failover that loses commits: no number is given twice all the same.
-            " SELECT :name, (seen.timeline << 40) + nextval('{incarnation_seq}'), :kind, 'live', clock_timestamp(),"
-            " clock_timestamp(), 0, :weight, :lease_sec, :hostname, :presence, :pid, :version"
+            " SELECT :name, (seen.timeline << 40) + nextval('{incarnation_seq}'), :kind,"
+            " CASE WHEN :drain_ordered THEN 'draining' ELSE 'live' END, clock_timestamp(), clock_timestamp(), 0,"
+            " :weight, :lease_sec, :drain_ordered, :hostname, :presence, :pid, :version"
             " FROM (SELECT {timeline}() AS timeline) AS seen"
             " WHERE CAST(:timeline AS bigint) IS NULL OR seen.timeline = :timeline"
             " ON CONFLICT (name) DO UPDATE SET incarnation = excluded.incarnation, kind = excluded.kind,"
-            " state = 'live', created_on = excluded.created_on, last_heartbeat = excluded.last_heartbeat,"
-            " renewals = 0, weight = excluded.weight, lease_sec = excluded.lease_sec, hostname = excluded.hostname,"
+            " state = excluded.state, created_on = excluded.created_on, last_heartbeat = excluded.last_heartbeat,"
+            " renewals = 0, weight = excluded.weight, lease_sec = excluded.lease_sec,"
+            " drain_ordered = excluded.drain_ordered, hostname = excluded.hostname,"
             " presence = excluded.presence, pid = excluded.pid, version = excluded.version"
             " WHERE n.state NOT IN ('live', 'draining')"
             " RETURNING incarnation"
@@ -128,11 +132,12 @@ class Nodes:
         self._outlive = sql("UPDATE {cluster} SET timeline = :timeline WHERE timeline < :timeline")
         self._renew = sql(
             "WITH mine AS (UPDATE {node} SET renewals = renewals + 1, last_heartbeat = clock_timestamp()"
-            " WHERE name = :name AND incarnation = :incarnation AND state IN ('live', 'draining') RETURNING state),"
+            " WHERE name = :name AND incarnation = :incarnation AND state IN ('live', 'draining')"
+            " RETURNING state, drain_ordered),"
             " duty AS (SELECT count(*) < :watchers AS watching FROM {node} older"
             " WHERE older.state IN ('live', 'draining') AND older.incarnation < :incarnation"
             " AND older.last_heartbeat > clock_timestamp() - make_interval(secs => older.lease_sec / 2))"
-            " SELECT mine.state, extract(epoch FROM clock_timestamp())::float8 AS database_time,"
+            " SELECT mine.state, mine.drain_ordered, extract(epoch FROM clock_timestamp())::float8 AS database_time,"
             " {timeline}() AS timeline,"
             " EXISTS (SELECT FROM {partition} p WHERE (p.target = :name AND p.owner IS NULL)"
             " OR (p.owner_incarnation = :incarnation AND p.target IS DISTINCT FROM :name)) AS misplaced,"
@@ -166,6 +171,15 @@ class Nodes:
         self._undrain = sql(
             "UPDATE {node} SET state = 'live' WHERE name = :name AND incarnation = :incarnation AND state = 'draining'"
         )
+        self._order_drain = sql(
+            "UPDATE {node} SET state = 'draining', drain_ordered = true"
+            " WHERE name = :name AND state IN ('live', 'draining') RETURNING incarnation"
+        )
+        # The node itself goes back to live: it may have reasons of its own not to.
+        self._lift_drain = sql(
+            "UPDATE {node} SET drain_ordered = false"
+            " WHERE name = :name AND state IN ('live', 'draining') AND drain_ordered RETURNING incarnation"
+        )
         self._declare_dead = sql(
             "WITH victim AS (SELECT incarnation FROM {node} WHERE name = :name AND incarnation = :incarnation"
             " AND state IN ('live', 'draining') AND (CAST(:renewals AS bigint) IS NULL OR renewals = :renewals)"
@@ -181,7 +195,8 @@ class Nodes:
         )
         self._everyone = sql(
             "SELECT name, incarnation, state, created_on, last_heartbeat, hostname, pid, version, weight,"
-            " lease_sec, extract(epoch FROM clock_timestamp() - last_heartbeat)::float8 AS lag FROM {node}"
+            " lease_sec, drain_ordered, extract(epoch FROM clock_timestamp() - last_heartbeat)::float8 AS lag"
+            " FROM {node}"
             " WHERE state <> 'admin' ORDER BY created_on"
         )
 
@@ -199,12 +214,15 @@ class Nodes:
         """Record that every lease from before the failover to this timeline has ended."""
         tx.execute(self._outlive, {"timeline": timeline})
 
-    def register(self, tx: Connection, identity: Identity, timeline: int | None = None) -> int | None:
+    def register(
+        self, tx: Connection, identity: Identity, timeline: int | None = None, *, drain_ordered: bool = False
+    ) -> int | None:
         """Insert the node as a new incarnation; None if a node that is not gone holds the name.
 
-        If ``timeline`` is given: None as well if the server is on another one.
+        If ``timeline`` is given: None as well if the server is on another one. With ``drain_ordered`` it is draining.
         """
-        row = tx.execute(self._register, {**vars(identity), "timeline": timeline}).first()
+        params = {**vars(identity), "timeline": timeline, "drain_ordered": drain_ordered}
+        row = tx.execute(self._register, params).first()
         return int(row.incarnation) if row else None
 
     def renew(self, link: Link, name: str, incarnation: int, curious: bool = False) -> Renewal | None:
@@ -230,6 +248,7 @@ class Nodes:
             row.lock_due,
             row.roster,
             frozenset(row.caretaking or ()),
+            row.drain_ordered,
         )
 
     def members(self, tx: Connection) -> tuple[Member, ...]:
@@ -243,6 +262,19 @@ class Nodes:
     def undrain(self, tx: Connection, name: str, incarnation: int) -> bool:
         """Mark a draining node as live again; false if it was not draining."""
         return bool(tx.execute(self._undrain, {"name": name, "incarnation": incarnation}).rowcount)
+
+    def order_drain(self, tx: Connection, name: str) -> int | None:
+        """Have the node of this name drain until the order is lifted; its incarnation, None if no such node is live.
+
+        The order is for this life of the worker: whoever starts under the name again is not bound by it.
+        """
+        incarnation: int | None = tx.execute(self._order_drain, {"name": name}).scalar()
+        return incarnation
+
+    def lift_drain(self, tx: Connection, name: str) -> int | None:
+        """Lift the order to drain; the node's incarnation, None if there was no order."""
+        incarnation: int | None = tx.execute(self._lift_drain, {"name": name}).scalar()
+        return incarnation
 
     def declare_dead(
         self, tx: Connection, name: str, incarnation: int, renewals: int | None, timeline: int | None = None
@@ -283,6 +315,7 @@ class NodeRow:
     weight: float
     lease_sec: float | None
     lag: float | None
+    drain_ordered: bool = False
 
     @property
     def present(self) -> bool:

@@ -27,5 +27,5 @@ class Store:
         self._notify = database.sql("SELECT pg_notify(:channel, :payload)")
 
     def notify(self, tx: Connection, payload: str) -> None:
-        """Wake the other nodes when ``tx`` commits: members, plan, freed, evicted or ended. Never per claim."""
+        """Wake the other nodes when ``tx`` commits: members, orders, plan, freed, evicted or ended."""
         tx.execute(self._notify, {"channel": self.database.channel, "payload": payload})

@@ -28,6 +28,7 @@ CREATE TABLE {node} (
     renewals bigint NOT NULL DEFAULT 0,
     weight double precision NOT NULL DEFAULT 1 CHECK (weight >= 0),
     lease_sec double precision,
+    drain_ordered boolean NOT NULL DEFAULT false,
     hostname text,
     presence text,
     pid integer,
