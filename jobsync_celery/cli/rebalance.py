@@ -1,0 +1,104 @@
+"""``rebalance``: what would move, from where to where and why; and having it moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import click
+
+from jobsync_celery.cli.answer import Answer, Grid, counted, nearest, text
+from jobsync_celery.cli.command import order
+from jobsync_celery.cli.site import Site
+from jobsync_celery.core.model import Member, Move, Plan, Seat
+from jobsync_celery.core.plan import plan
+from jobsync_celery.core.reasons import reasons, without
+from jobsync_celery.core.tokens import TokenMap
+from jobsync_celery.errors import JobsyncError
+from jobsync_celery.runtime.rebalancing import rebalance as write_plan
+from jobsync_celery.store.database import Connection
+
+_HEADINGS = ("partition", "tokens", "from", "to", "why")
+
+
+@click.option("--dry-run", is_flag=True, help="Only say what would move.")
+@click.option("--without", "leaving", metavar="NODE", help="With --dry-run: as if this node drained.")
+@order("rebalance")
+def rebalance(site: Site, dry_run: bool, leaving: str | None) -> Answer:
+    """Make a plan now, under the leader's rules, and show what moves from where to where, and why.
+
+    The leader plans by itself whenever nodes come or go, so as a rule nothing moves.
+    """
+    if leaving is not None and not dry_run:
+        raise JobsyncError(
+            f"--without goes with --dry-run; to have {leaving} give up what it has: jobsync drain {leaving}"
+        )
+    tokens = site.tokens
+    with site.changing() as tx:
+        if not dry_run:
+            site.store.leaders.lock(tx)  # so that the plan is made of what is read here
+        members, seats = _standing(site, tx)
+        awaited = site.store.nodes.awaited(tx, site.config.rejoin_grace_sec)
+        if leaving is not None:
+            _check_known(leaving, members)
+            members = without(members, leaving)
+        if dry_run:
+            made = plan(members, seats, absent=awaited)
+        else:
+            made, _ = write_plan(tx, site.store, tokens, "requested", awaited)
+    why = reasons(made, members, seats, leaving)
+    would = "would move" if dry_run else "moved" if not made.moves else "move"
+    moved = sum(_size(tokens, move.partition) for move in made.moves)
+    headline = (
+        f"{counted(len(made.moves), 'partition')} of {len(seats)} {would}, with {moved} of {tokens.total_tokens} tokens"
+        if made.moves
+        else f"nothing {would}: every partition has the target that it should have"
+    )
+    rows = [
+        (
+            str(move.partition),
+            _tokens(tokens, move.partition),
+            text(move.source),
+            text(move.destination),
+            why[move.partition],
+        )
+        for move in made.moves
+    ]
+    grid = Grid(_HEADINGS, rows, frozenset(("partition",)), frozenset(("tokens",)), ("tokens",))
+    return Answer(_data(made, why, tokens, dry_run), [headline], [grid] if rows else [])
+
+
+def _standing(site: Site, tx: Connection) -> tuple[list[Member], list[Seat]]:
+    seats = site.store.partitions.seats(tx)
+    if all(seat.target is None for seat in seats):
+        raise JobsyncError("there is no plan yet: the first one is made by the leader, when the first nodes are there")
+    return list(site.store.nodes.members(tx)), seats
+
+
+def _check_known(name: str, members: list[Member]) -> None:
+    names = [member.name for member in members]
+    if name not in names:
+        raise JobsyncError(f"no live node is called {name!r}{nearest(name, names)}")
+
+
+def _data(made: Plan, why: Mapping[int, str], tokens: TokenMap, dry_run: bool) -> dict[str, object]:
+    return {
+        "dry_run": dry_run,
+        "tokens_moved": sum(_size(tokens, move.partition) for move in made.moves),
+        "moves": [_move(move, why[move.partition]) for move in made.moves],
+    }
+
+
+def _move(move: Move, why: str) -> dict[str, object]:
+    return {"partition": move.partition, "from": move.source, "to": move.destination, "why": why}
+
+
+def _size(tokens: TokenMap, partition: int) -> int:
+    """Those of lock pools carry each token once more, and do not count."""
+    if partition >= tokens.partitions:
+        return 0
+    first, last = tokens.range(partition)
+    return last - first + 1
+
+
+def _tokens(tokens: TokenMap, partition: int) -> str:
+    return "locked keys" if partition >= tokens.partitions else "{}-{}".format(*tokens.range(partition))

@@ -1,0 +1,46 @@
+"""``rebalance``: what would move, and why; and that it moves."""
+
+from __future__ import annotations
+
+from command_stage import Cluster, at_terminal, by_url, refused, said
+
+
+def targets(cluster: Cluster) -> list[str]:
+    return [row[0] for row in cluster.rows("SELECT target FROM {partition} ORDER BY partition_id")]
+
+
+def test_a_dry_run_says_what_would_move_from_where_to_where_and_why(cluster: Cluster, database_url: str) -> None:
+    cluster.join("two", 3)
+    before = targets(cluster)
+    told = said(by_url(database_url, "rebalance", "--dry-run", "--json"))
+    assert told["dry_run"] is True and told["tokens_moved"] == 25
+    [move] = told["moves"]
+    assert (move["from"], move["to"], move["why"]) == ("one", "two", "balance: one goes from 3 to 2 partitions")
+    shown = at_terminal(database_url, "rebalance", "--dry-run")
+    assert shown.startswith("1 partition of 4 would move, with 25 of 100 tokens")
+    assert targets(cluster) == before
+
+
+def test_a_dry_run_without_a_node_shows_what_its_loss_would_cost(cluster: Cluster, database_url: str) -> None:
+    cluster.join("two", 3)
+    told = said(by_url(database_url, "rebalance", "--dry-run", "--without", "one", "--json"))
+    assert {(move["from"], move["to"], move["why"]) for move in told["moves"]} == {("one", "two", "without one")}
+    assert len(told["moves"]) == 3
+    assert "did you mean 'two'?" in refused(by_url(database_url, "rebalance", "--dry-run", "--without", "tow"))
+    assert "jobsync drain one" in refused(by_url(database_url, "rebalance", "--without", "one"))
+
+
+def test_a_rebalance_is_written_under_the_leaders_rules(cluster: Cluster, database_url: str) -> None:
+    cluster.join("two", 3)
+    done = by_url(database_url, "rebalance")
+    assert done.exit_code == 0 and done.stdout.startswith("1 partition of 4 move")
+    assert sorted(targets(cluster)) == ["one", "one", "two", "two"]
+    assert cluster.rows("SELECT trigger_reason, leader_node FROM {rebalance}") == [("requested", "one")]
+    assert by_url(database_url, "rebalance").stdout.startswith("nothing moved")
+
+
+def test_the_first_plan_is_the_leaders_own(database_url: str) -> None:
+    cluster = Cluster(database_url)
+    cluster.join("one")
+    for words in ((), ("--dry-run",)):
+        assert "there is no plan yet" in refused(by_url(database_url, "rebalance", *words))
