@@ -19,6 +19,7 @@ _HEADINGS = ("state", "key", "task", "node", "att", "began", "took", "task id")
 _WHOLE, _SPARE = frozenset(("state", "task id")), ("att", "began", "task")
 
 
+@question("claims")
 @click.option("--running", "asked", flag_value="running", help="Only what runs now.")
 @click.option("--failed", "asked", flag_value="failed", help="Only what failed for good.")
 @click.option("--lost", "asked", flag_value="lost", help="Only what is to be run again: its worker or child died.")
@@ -26,7 +27,6 @@ _WHOLE, _SPARE = frozenset(("state", "task id")), ("att", "began", "task")
 @click.option("--key", help="Only of this key.")
 @click.option("--since", "hours", metavar="HOURS", type=click.FloatRange(min=0, min_open=True), help="How far back.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="How many.")
-@question("claims")
 def claims(site: Site, asked: str | None, node: str | None, key: str | None, hours: float | None, limit: int) -> Answer:
     """List the latest claims, those that run first.
 

@@ -43,7 +43,7 @@ _WATCH = click.option(
 
 
 def question(name: str, **settings: Any) -> Callable[[Asked], click.Command]:
-    """Make a command of a function that reads: it gets the :class:`Site`, and what options the decorators below add."""
+    """Make a command of a function that reads: it gets the :class:`Site`, and what the decorators below it add."""
 
     def decorate(function: Asked) -> click.Command:
         @functools.wraps(function)

@@ -30,13 +30,13 @@ class _Left:
         return self.state in ("left", "dead") or not (self.partitions or self.running)
 
 
-@click.argument("node")
-@click.option("--wait", is_flag=True, help="Wait until the node has nothing any more.")
-@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0), help="With --wait: at most so long.")
 @order(
     "drain",
     epilog="Exit status: 0 ordered, or with --wait empty; 1 not empty in time, or it died meanwhile; 2 no such node.",
 )
+@click.argument("node")
+@click.option("--wait", is_flag=True, help="Wait until the node has nothing any more.")
+@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0), help="With --wait: at most so long.")
 def drain(site: Site, node: str, wait: bool, timeout: float | None) -> Answer:
     """Have NODE take no more work and hand everything over; what runs there finishes.
 
@@ -62,8 +62,8 @@ def drain(site: Site, node: str, wait: bool, timeout: float | None) -> Answer:
     return Answer(data, [_sentence(node, left)], notes=notes, code=TROUBLED if failed else WELL)
 
 
-@click.argument("node")
 @order("undrain", epilog="Exit status: 0 lifted, 1 nobody had ordered it to drain, 2 no such node.")
+@click.argument("node")
 def undrain(site: Site, node: str) -> Answer:
     """Lift the order to drain: NODE takes part again with its next heartbeat."""
     with site.changing() as tx:

@@ -19,8 +19,8 @@ _PLANS = ("when", "reason", "leader", "term", "nodes", "tokens moved", "ms")
 _PARTITIONS = ("partition", "tokens", "state", "owner", "target", "since", "queue")
 
 
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="How many.")
 @question("history")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="How many.")
 def history(site: Site, limit: int) -> Answer:
     """List the latest plans that moved something: when, why, under which leader, and how much moved."""
     with site.reading() as tx:
@@ -31,8 +31,8 @@ def history(site: Site, limit: int) -> Answer:
     return Answer({"rebalances": [_plan_data(each) for each in plans]}, lines, [grid] if plans else [])
 
 
-@click.option("--node", help="Only what this node has, or should have.")
 @question("tokens")
+@click.option("--node", help="Only what this node has, or should have.")
 def tokens(site: Site, node: str | None) -> Answer:
     """List the partitions: their tokens, who has them, and who should."""
     with site.reading() as tx:

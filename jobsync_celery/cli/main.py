@@ -7,12 +7,25 @@ import click
 from jobsync_celery.cli.claims import claims
 from jobsync_celery.cli.drain import drain, undrain
 from jobsync_celery.cli.history import history, tokens
+from jobsync_celery.cli.locks import locks
 from jobsync_celery.cli.rebalance import rebalance
 from jobsync_celery.cli.status import nodes, status
 from jobsync_celery.cli.where import where, why
 
 #: All that need the database only, so that a URL will do.
-COMMANDS: tuple[click.Command, ...] = (status, nodes, tokens, history, claims, where, why, rebalance, drain, undrain)
+COMMANDS: tuple[click.Command, ...] = (
+    status,
+    nodes,
+    tokens,
+    history,
+    claims,
+    where,
+    why,
+    locks,
+    rebalance,
+    drain,
+    undrain,
+)
 
 
 @click.group()

@@ -9,7 +9,7 @@ import click
 from jobsync_celery.cli.answer import Answer, Grid, counted, nearest, text
 from jobsync_celery.cli.command import order
 from jobsync_celery.cli.site import Site
-from jobsync_celery.core.model import Member, Move, Plan, Seat
+from jobsync_celery.core.model import Member, Move, Plan, Seat, spans
 from jobsync_celery.core.plan import plan
 from jobsync_celery.core.reasons import reasons, without
 from jobsync_celery.core.tokens import TokenMap
@@ -17,12 +17,12 @@ from jobsync_celery.errors import JobsyncError
 from jobsync_celery.runtime.rebalancing import rebalance as write_plan
 from jobsync_celery.store.database import Connection
 
-_HEADINGS = ("partition", "tokens", "from", "to", "why")
+_HEADINGS = ("partitions", "tokens", "from", "to", "why")
 
 
+@order("rebalance")
 @click.option("--dry-run", is_flag=True, help="Only say what would move.")
 @click.option("--without", "leaving", metavar="NODE", help="With --dry-run: as if this node drained.")
-@order("rebalance")
 def rebalance(site: Site, dry_run: bool, leaving: str | None) -> Answer:
     """Make a plan now, under the leader's rules, and show what moves from where to where, and why.
 
@@ -53,17 +53,8 @@ def rebalance(site: Site, dry_run: bool, leaving: str | None) -> Answer:
         if made.moves
         else f"nothing {would}: every partition has the target that it should have"
     )
-    rows = [
-        (
-            str(move.partition),
-            _tokens(tokens, move.partition),
-            text(move.source),
-            text(move.destination),
-            why[move.partition],
-        )
-        for move in made.moves
-    ]
-    grid = Grid(_HEADINGS, rows, frozenset(("partition",)), frozenset(("tokens",)), ("tokens",))
+    rows = _grouped(made, why, tokens)
+    grid = Grid(_HEADINGS, rows, frozenset(("tokens",)), frozenset(("partitions", "why")), ("tokens",))
     return Answer(_data(made, why, tokens, dry_run), [headline], [grid] if rows else [])
 
 
@@ -100,5 +91,12 @@ def _size(tokens: TokenMap, partition: int) -> int:
     return last - first + 1
 
 
-def _tokens(tokens: TokenMap, partition: int) -> str:
-    return "locked keys" if partition >= tokens.partitions else "{}-{}".format(*tokens.range(partition))
+def _grouped(made: Plan, why: Mapping[int, str], tokens: TokenMap) -> list[tuple[str, ...]]:
+    """What moves from one node to another for one reason is one row."""
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for move in made.moves:
+        groups.setdefault((text(move.source), text(move.destination), why[move.partition]), []).append(move.partition)
+    return [
+        (f"{len(numbers)} ({spans(numbers)})", str(sum(_size(tokens, number) for number in numbers)), *ends)
+        for ends, numbers in groups.items()
+    ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from jobsync_celery.cli.answer import NO_ANSWER, NOTHING, TROUBLED, WELL, Answer, Grid, counted, duration, moment, text
 from jobsync_celery.cli.command import question
 from jobsync_celery.cli.site import Site
+from jobsync_celery.store.nodes import NodeRow
 from jobsync_celery.store.reports import ClusterStatus, NodeShare, Reports
 
 #: How far tokens may be from a node's share by weight, in percent.
@@ -24,8 +26,9 @@ _PARTITIONS_PER_NODE = 10
 def status(site: Site) -> Answer:
     """Show how the cluster is: its state in a word, leader, nodes, balance, and what waits."""
     seen = _status(site)
-    grid = Grid(_HEADINGS, [_cells(share, seen) for share in seen.nodes], _NUMBERS, _WHOLE)
-    return Answer(as_dict(seen), _sentences(seen), [grid], _notes(seen), exit_code(seen), seen.state)
+    grid = Grid(_HEADINGS, [_cells(share, seen) for share in seen.nodes], _NUMBERS, _WHOLE, ("share %", "partitions"))
+    notes = list(_notes(seen))
+    return Answer({**as_dict(seen), "notes": notes}, _sentences(seen), [grid], notes, exit_code(seen), seen.state)
 
 
 @question("nodes")
@@ -96,7 +99,7 @@ def _sentences(status: ClusterStatus) -> list[str]:
         f" {status.running} running{_locks(status)}"
     )
     if not status.nodes:
-        return [first, "no node has registered yet: start a worker of this app"]
+        return [first, "no node has registered yet"]
     hour = f"{counted(status.rebalances_last_hour, 'rebalance')}, {_changes(status)} in the last hour"
     return [first, f"{_balance(status)}; heartbeat lag {duration(status.lag)}; {hour}{_awaited(status)}"]
 
@@ -124,17 +127,36 @@ def _locks(status: ClusterStatus) -> str:
     return f"; {counted(status.locks, 'key')} locked{unserved}"
 
 
-def _notes(status: ClusterStatus) -> list[str]:
-    """What to make of it, where that is not plain."""
+def _notes(status: ClusterStatus) -> Iterator[str]:
+    """Why it is not well, and what to do."""
+    if status.state == "no leader":
+        yield "no node is live, so nothing coordinated runs: start a worker, or look into the log of one that runs"
+        return
+    for share in status.nodes:
+        yield from _node_notes(share.node)
+    if status.unserved_locks:
+        keys = counted(status.unserved_locks, "key")
+        yield f"{keys} locked to nodes that are not there: see locks list --unserved; start such a node, or unlock"
+    if status.state == "rebalancing":
+        yield "partitions are on their way; if that takes more than a moment, see tokens for which, and the nodes' logs"
     off, sharing = status.imbalance, sum(share.node.state == "live" for share in status.nodes)
-    if status.state != "stable" or off is None or off <= BALANCE:
-        return []
-    if status.partitions < _PARTITIONS_PER_NODE * sharing:
-        return [
+    few = status.partitions < _PARTITIONS_PER_NODE * sharing
+    if status.state == "stable" and off is not None and off > BALANCE and few:
+        yield (
             f"{status.partitions} partitions are too few for shares of {sharing} nodes within ±{BALANCE:.0f} %:"
             f" that takes {_PARTITIONS_PER_NODE} for each node"
-        ]
-    return []
+        )
+
+
+def _node_notes(node: NodeRow) -> Iterator[str]:
+    ago = f"its last heartbeat was {duration(node.lag)} ago"
+    if node.state == "dead":
+        yield f"{node.name} was declared dead, {ago}: start it again, or leave its row to maintenance"
+    elif node.silent:
+        lease = duration(node.lease_sec)
+        yield f"{node.name} is silent, {ago}, and its lease takes {lease}: the others evict it, if there are any"
+    elif node.state == "draining":
+        yield f"{node.name} drains" + (": it was ordered to, and undrain takes that back" if node.drain_ordered else "")
 
 
 def _cells(share: NodeShare, status: ClusterStatus) -> tuple[str, ...]:
@@ -162,6 +184,7 @@ def _node(share: NodeShare, status: ClusterStatus) -> dict[str, Any]:
         "weight": node.weight,
         "lease": node.lease_sec,
         "since": node.created_on,
+        "drain_ordered": node.drain_ordered,
         "host": node.hostname,
         "pid": node.pid,
         "version": node.version,

@@ -19,8 +19,8 @@ _RECENT = 5
 _ENDED = ("done", "failed", "retried", "lost")
 
 
-@click.argument("key")
 @question("where")
+@click.argument("key")
 def where(site: Site, key: str) -> Answer:
     """Show where the tasks of KEY run, and why there.
 
@@ -48,9 +48,9 @@ def where(site: Site, key: str) -> Answer:
     return Answer(data, lines, grids, notes, WELL if place.settled else TROUBLED)
 
 
+@question("why")
 @click.argument("task_id")
 @click.option("--key", help="The task's key, if it has no claim yet: then it can be told what the task waits for.")
-@question("why")
 def why(site: Site, task_id: str, key: str | None) -> Answer:
     """Tell where the task TASK_ID ran, or why it waits.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -76,6 +76,17 @@ class Plan:
 def short(incarnation: int) -> str:
     """An incarnation for people: the database's timeline, and the number on it."""
     return f"{incarnation >> 40}/{incarnation & (1 << 40) - 1}"
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Numbers in order, with those that follow each other as a span: ``0-3, 7``."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1] = [spans[-1][0], number]
+        else:
+            spans.append([number])
+    return ", ".join("-".join(map(str, span)) for span in spans)
 
 
 @dataclass(frozen=True, slots=True)

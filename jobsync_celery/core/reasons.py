@@ -31,9 +31,8 @@ def reasons(
     for move in plan.moves:
         why = _source_gone(move, states, leaving) or _no_match(move, rows[move.partition], members)
         if why is None:
-            shares = f"{move.source} goes from {before[move.source]} to {after[move.source]} partitions"
             back = rows[move.partition].last_owner == move.destination
-            why = f"balance: {shares}" + (f", and {move.destination} had it before" if back else "")
+            why = f"balance: from {before[move.source]} to {after[move.source]} partitions" + ", back" * back
         told[move.partition] = why
     return told
 
@@ -44,13 +43,13 @@ def _source_gone(move: Move, states: Mapping[str, str], leaving: str | None) -> 
     if move.source is None:
         return "it has no target yet"
     if move.source == leaving:
-        return f"without {leaving}"
+        return "planned without its node"
     if move.source not in states:
-        return f"{move.source} is gone"
-    return None if states[move.source] == "live" else f"{move.source} is {states[move.source]}"
+        return "its node is gone"
+    return None if states[move.source] == "live" else f"its node is {states[move.source]}"
 
 
 def _no_match(move: Move, seat: Seat, members: Collection[Member]) -> str | None:
     if seat.pool and move.source not in {each.name for each in eligible(patterns_in(seat.pool), members)}:
-        return f"{move.source} does not match the lock"
+        return "its node does not match the lock"
     return None

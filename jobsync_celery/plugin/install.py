@@ -18,6 +18,7 @@ from jobsync_celery.plugin.bootsteps import NodeStep, QueuesStep
 from jobsync_celery.plugin.cluster import Cluster
 from jobsync_celery.plugin.worker import WorkerNode
 from jobsync_celery.runtime.callbacks import Callback
+from jobsync_celery.runtime.draining import lift_drain, order_drain
 from jobsync_celery.runtime.lock_desk import LockCalls, LockDesk, creator_of
 from jobsync_celery.runtime.rebalancing import rebalance
 from jobsync_celery.settings import CoordinationConfig
@@ -160,6 +161,26 @@ class JobSync(LockCalls):
     def am_i_healthy(self) -> bool:
         """Whether this worker holds a lease that it trusts. Asks no server."""
         return self.node is not None and self.node.lease.trusted
+
+    def drain(self, node: str) -> None:
+        """Have a node take no more work and hand everything over, until :meth:`undrain` or the end of its worker.
+
+        What runs there finishes. It learns of this within milliseconds, and with its next heartbeat at the latest.
+
+        Raises:
+            NodeUnknown: no live node has the name.
+        """
+        with self._reading() as tx:
+            order_drain(tx, self._active.store, node)
+
+    def undrain(self, node: str) -> bool:
+        """Let a node take part again; false if nobody had ordered it to drain.
+
+        Raises:
+            NodeUnknown: no live node has the name.
+        """
+        with self._reading() as tx:
+            return lift_drain(tx, self._active.store, node)
 
     def rebalance(self, dry_run: bool = False) -> Plan:
         """Make a plan now, under the leader's rules; with ``dry_run`` only say what would move."""

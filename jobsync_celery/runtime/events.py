@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from jobsync_celery.core.model import short
+from jobsync_celery.core.model import short, spans
 
 logger = logging.getLogger("jobsync_celery")
 
@@ -122,15 +122,4 @@ def _shown(name: str, value: Any) -> Any:
     """A field for people."""
     if name == "incarnation" and value:
         return short(value)
-    return _spans(value) if name == "numbers" else value
-
-
-def _spans(numbers: Iterable[int]) -> str:
-    """Numbers in order, with those that follow each other as a span: ``0-3, 7``."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][-1] + 1:
-            spans[-1] = [spans[-1][0], number]
-        else:
-            spans.append([number])
-    return ", ".join("-".join(map(str, span)) for span in spans)
+    return spans(value) if name == "numbers" else value

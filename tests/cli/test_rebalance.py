@@ -15,17 +15,21 @@ def test_a_dry_run_says_what_would_move_from_where_to_where_and_why(cluster: Clu
     told = said(by_url(database_url, "rebalance", "--dry-run", "--json"))
     assert told["dry_run"] is True and told["tokens_moved"] == 25
     [move] = told["moves"]
-    assert (move["from"], move["to"], move["why"]) == ("one", "two", "balance: one goes from 3 to 2 partitions")
+    assert (move["from"], move["to"], move["why"]) == ("one", "two", "balance: from 3 to 2 partitions")
     shown = at_terminal(database_url, "rebalance", "--dry-run")
     assert shown.startswith("1 partition of 4 would move, with 25 of 100 tokens")
+    assert "1 (0)" in shown and "balance: from 3 to 2 partitions" in shown
     assert targets(cluster) == before
 
 
 def test_a_dry_run_without_a_node_shows_what_its_loss_would_cost(cluster: Cluster, database_url: str) -> None:
     cluster.join("two", 3)
     told = said(by_url(database_url, "rebalance", "--dry-run", "--without", "one", "--json"))
-    assert {(move["from"], move["to"], move["why"]) for move in told["moves"]} == {("one", "two", "without one")}
+    assert {(move["from"], move["to"], move["why"]) for move in told["moves"]} == {
+        ("one", "two", "planned without its node")
+    }
     assert len(told["moves"]) == 3
+    assert "3 (0-2)" in by_url(database_url, "rebalance", "--dry-run", "--without", "one").stdout
     assert "did you mean 'two'?" in refused(by_url(database_url, "rebalance", "--dry-run", "--without", "tow"))
     assert "jobsync drain one" in refused(by_url(database_url, "rebalance", "--without", "one"))
 

@@ -184,3 +184,20 @@ def test_at_a_terminal_the_status_fits_into_80_columns(cluster: Cluster, databas
     shown = at_terminal(database_url, "status")
     assert shown.startswith("stable; leader one, term 1;")
     assert "celery-worker-with-a-long" in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("UPDATE {node} SET state = 'dead' WHERE name = 'two'", "two was declared dead, its last heartbeat was"),
+        ("UPDATE {node} SET last_heartbeat = last_heartbeat - interval '20 s' WHERE name = 'two'", "two is silent"),
+        ("UPDATE {node} SET state = 'draining', drain_ordered = true WHERE name = 'two'", "undrain takes that back"),
+        ("UPDATE {node} SET state = 'dead'", "no node is live, so nothing coordinated runs"),
+        ("UPDATE {partition} SET target = 'two'", "partitions are on their way"),
+    ],
+)
+def test_what_is_not_as_usual_is_explained(cluster: Cluster, database_url: str, change: str, told: str) -> None:
+    cluster.join("two", 3)
+    cluster.execute(change)
+    assert any(told in note for note in said(by_url(database_url, "status", "--json"))["notes"])
+    assert told in by_url(database_url, "status").stdout

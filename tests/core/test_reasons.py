@@ -25,18 +25,18 @@ def explained(members: list[Member], rows: list[Seat], leaving: str | None = Non
 
 
 def test_a_newcomer_gets_what_others_have_too_much_of() -> None:
-    assert explained([A, B], seats("a", "a", "a", "a")) == {"balance: a goes from 4 to 2 partitions"}
+    assert explained([A, B], seats("a", "a", "a", "a")) == {"balance: from 4 to 2 partitions"}
 
 
 def test_a_returning_name_gets_back_what_it_had() -> None:
     rows = [Seat(n, "a", "a", 1, last_owner="b") for n in range(4)]
-    assert explained([A, B], rows) == {"balance: a goes from 4 to 2 partitions, and b had it before"}
+    assert explained([A, B], rows) == {"balance: from 4 to 2 partitions, back"}
 
 
 def test_what_a_node_had_that_is_gone_or_draining_goes_to_others() -> None:
-    assert explained([A], seats("a", "b")) == {"b is gone"}
-    assert explained(without([A, B], "b"), seats("a", "b")) == {"b is draining"}
-    assert explained(without([A, B], "b"), seats("a", "b"), leaving="b") == {"without b"}
+    assert explained([A], seats("a", "b")) == {"its node is gone"}
+    assert explained(without([A, B], "b"), seats("a", "b")) == {"its node is draining"}
+    assert explained(without([A, B], "b"), seats("a", "b"), leaving="b") == {"planned without its node"}
 
 
 def test_what_nobody_was_to_have_gets_a_target() -> None:
@@ -46,4 +46,4 @@ def test_what_nobody_was_to_have_gets_a_target() -> None:
 
 def test_locked_keys_leave_a_node_that_does_not_match() -> None:
     rows = seats("a", "a", "b", "c", pool=pool_of(["b%"]))
-    assert explained([A, B, C], rows) == {"a does not match the lock"}
+    assert explained([A, B, C], rows) == {"its node does not match the lock"}
