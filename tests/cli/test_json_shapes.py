@@ -1,0 +1,94 @@
+"""The shapes of JSON answers are those of the reference page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from command_stage import SHAPE, Cluster, by_url, said
+
+from jobsync_celery.cli.main import jobsync
+
+#: In the first partition.
+KEY = next(key for key in map(str, range(100)) if SHAPE.tokens.partition_for(key) == 0)
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "cli.md"
+SECTION = re.compile(r"^## `([a-z-]+(?: [a-z-]+)?)[^\n]*\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+EXAMPLE = re.compile(r"^```json\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def documented() -> dict[str, Any]:
+    """Command -> its example."""
+    found = {}
+    for name, section in SECTION.findall(PAGE.read_text()):
+        [example] = EXAMPLE.findall(section)
+        found[name] = json.loads(example)
+    return found
+
+
+def shape(value: object) -> object:
+    """Names, all the way down; of a list's elements those of the first."""
+    if isinstance(value, dict):
+        return {name: shape(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [shape(value[0])] if value else []
+    return "a value"
+
+
+@pytest.fixture
+def url(cluster: Cluster, database_url: str) -> str:
+    """A cluster in which every list has something."""
+    one = int(cluster.rows("SELECT incarnation FROM {node}")[0][0])
+    cluster.join("two", 3)
+    cluster.plan("one", 1)
+    cluster.end(cluster.claim("one", one, "ended", KEY, 0))
+    cluster.end(cluster.claim("one", one, "lost", KEY, 0), "lost")
+    cluster.claim("one", one, "running", KEY, 0)
+    by_url(database_url, "locks", "add", KEY, "gpu%", "--by", "script")
+    by_url(database_url, "locks", "add", "another", "gpu%", "--by", "other")
+    return database_url
+
+
+def test_every_command_answers_in_the_documented_shape(url: str) -> None:
+    asked = {
+        "status": (),
+        "nodes": (),
+        "tokens": (),
+        "history": (),
+        "claims": (),
+        "where": (KEY,),
+        "why": ("lost",),
+        "locks list": (),
+        "locks add": (KEY, "gpu%"),
+        "locks remove": (KEY,),
+        "locks clear-by": ("other",),
+        "rebalance": ("--dry-run", "--without", "one"),
+        "drain": ("two",),
+        "undrain": ("two",),
+    }
+    examples = documented()
+    assert set(asked) == set(examples)
+    for name, words in asked.items():
+        answer = said(by_url(url, *name.split(), *words, "--json"))
+        assert shape(answer) == shape(examples[name]), name
+
+
+def test_every_command_has_its_section() -> None:
+    names = []
+    for name, command in jobsync.commands.items():
+        names += [f"{name} {inner}" for inner in command.commands] if isinstance(command, click.Group) else [name]
+    assert sorted(names) == sorted(documented())
+
+
+def test_every_option_of_a_command_is_in_its_heading_or_its_section() -> None:
+    common = {"--url", "--appname", "--schema", "--json", "--watch", "--help"}
+    text = dict(re.findall(r"^## `([a-z-]+(?: [a-z-]+(?=[ `\[]))?)(.*?)(?=^## |\Z)", PAGE.read_text(), re.M | re.S))
+    for name, command in jobsync.commands.items():
+        inner = command.commands.items() if isinstance(command, click.Group) else [("", command)]
+        for word, one in inner:
+            options = {each for option in one.params for each in option.opts if each.startswith("--")} - common
+            section = next(body for head, body in text.items() if head == f"{name} {word}".strip())
+            assert [option for option in options if option not in section] == [], name
