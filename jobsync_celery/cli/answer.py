@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -199,8 +200,11 @@ def _nearer(cell: str) -> str:
     return cell.removeprefix(today)
 
 
-def _sentence(line: str, state: str) -> Text:
+def _sentence(line: str, state: str) -> RenderableType:
+    """A line with its words wrapped, below its own beginning."""
     sentence = Text(line)
+    if indent := len(line) - len(line.lstrip()):
+        return Padding(Text(line.lstrip()), (0, 0, 0, indent))
     if state and line.startswith(state):
         sentence.stylize(f"bold {_STYLES.get(state, 'red')}", 0, len(state))
     return sentence

@@ -37,9 +37,10 @@ def tokens(site: Site, node: str | None) -> Answer:
     """List the partitions: their tokens, who has them, and who should."""
     with site.reading() as tx:
         every = History(site.database).partitions(tx)
-    names = {name for each in every for name in (each.owner, each.target) if name}
+        known = {each.name for each in site.store.nodes.everyone(tx)}
+    names = known | {name for each in every for name in (each.owner, each.target) if name}
     if node is not None and node not in names:
-        raise JobsyncError(f"no partition is {node!r}'s, nor is to be{nearest(node, names)}")
+        raise JobsyncError(f"no such node: {node!r}{nearest(node, names)}")
     shown = [each for each in every if node in (None, each.owner, each.target)]
     queues = queue_names(site, shown)
     rows = [_partition(each, queues.get(each.number)) for each in shown]
@@ -51,7 +52,7 @@ def tokens(site: Site, node: str | None) -> Answer:
     headings = _PARTITIONS if queues else _PARTITIONS[:-1]
     spare = ("since", "queue") if queues else ("since",)
     grid = Grid(headings, rows, frozenset(("partition",)), frozenset(("tokens", "state")), spare)
-    return Answer(data, [_summary(shown)], [grid], code=WELL if settled else TROUBLED)
+    return Answer(data, [_summary(shown)], [grid] if rows else [], code=WELL if settled else TROUBLED)
 
 
 def _summary(partitions: list[PartitionRow]) -> str:
@@ -59,9 +60,10 @@ def _summary(partitions: list[PartitionRow]) -> str:
     states = Counter(each.state for each in partitions)
     total = sum(each.last_token - each.first_token + 1 for each in ordinary)
     told = ", ".join(f"{states[state]} {state}" for state in ("owned", "free", "moving", "caretaker") if states[state])
+    told = f": {told}" if told else ""
     locked = len(partitions) - len(ordinary)
     pools = f", and {locked} of locked keys" if locked else ""
-    return f"{counted(total, 'token')} in {counted(len(ordinary), 'partition')}{pools}: {told}"
+    return f"{counted(total, 'token')} in {counted(len(ordinary), 'partition')}{pools}{told}"
 
 
 def _partition(row: PartitionRow, queue: str | None) -> tuple[str, ...]:

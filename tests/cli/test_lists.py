@@ -29,6 +29,8 @@ def test_tokens_shows_who_has_and_who_should_have(cluster: Cluster, database_url
     assert by_url(database_url, "tokens").exit_code == 0
     done = by_url(database_url, "tokens", "--node", "two")
     assert done.stdout.startswith("25 tokens in 1 partition: 1 owned\n")
+    cluster.join("three")
+    assert by_url(database_url, "tokens", "--node", "three").stdout == "0 tokens in 0 partitions\n"
     assert refused(by_url(database_url, "tokens", "--node", "tow")).endswith("did you mean 'two'?")
 
 
