@@ -28,10 +28,10 @@ _WHOLE, _SPARE = frozenset(("state", "task id")), ("att", "began", "task")
 @click.option("--since", "hours", metavar="HOURS", type=click.FloatRange(min=0, min_open=True), help="How far back.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="How many.")
 def claims(site: Site, asked: str | None, node: str | None, key: str | None, hours: float | None, limit: int) -> Answer:
-    """List the latest claims, those that run first.
+    """List what runs, and what ran.
 
-    Ended claims are kept for claim_retention. Where there are very many, only the last hour is looked through, unless
-    --since says otherwise.
+    The latest claims are listed, those that run first. Ended claims are kept for claim_retention. Where there are
+    very many, only the last hour is looked through, unless --since says otherwise.
     """
     key = None if key is None else key_text(key)
     reports = ClaimReports(site.database)

@@ -38,18 +38,23 @@ class _Left:
 @click.option("--wait", is_flag=True, help="Wait until the node has nothing any more.")
 @click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0), help="With --wait: at most so long.")
 def drain(site: Site, node: str, wait: bool, timeout: float | None) -> Answer:
-    """Have NODE take no more work and hand everything over; what runs there finishes.
+    """Empty NODE, before it is stopped.
 
-    The worker goes on running, empty, until it is stopped or the order is lifted with undrain. It is bound by the order
-    for its life: started again, it takes part.
+    It takes no more work and hands everything over at once; what runs there finishes. The worker goes on running,
+    empty, until it is stopped or the order is lifted with undrain. It is bound by the order for its life: started
+    again, it takes part.
     """
     with site.changing() as tx:
         incarnation = order_drain(tx, site.store, node)
-        others = [each for each in site.store.nodes.members(tx) if each.name != node and not each.draining]
+        rows = site.store.nodes.everyone(tx)
+    others = [each for each in rows if each.name != node and each.state == "live" and not each.silent]
+    silent = any(each.name == node and each.silent for each in rows)
     left = _look(site, node, incarnation)
     if wait:
         left = _wait(site, node, incarnation, left, timeout)
     notes = [] if others else [f"no other node is live: the keys of {node} wait until one is, or until undrain {node}"]
+    if silent:
+        notes.append(f"{node} is silent, and cannot obey before it hears from the database again")
     data = {
         "node": node,
         "state": left.state,
@@ -65,7 +70,10 @@ def drain(site: Site, node: str, wait: bool, timeout: float | None) -> Answer:
 @order("undrain", epilog="Exit status: 0 lifted, 1 nobody had ordered it to drain, 2 no such node.")
 @click.argument("node")
 def undrain(site: Site, node: str) -> Answer:
-    """Lift the order to drain: NODE takes part again with its next heartbeat."""
+    """Let NODE take part again.
+
+    That lifts the order to drain, of which it learns with its next heartbeat.
+    """
     with site.changing() as tx:
         lifted = lift_drain(tx, site.store, node)
         state = next((each.state for each in site.store.nodes.everyone(tx) if each.name == node), "left")

@@ -22,7 +22,10 @@ _PARTITIONS = ("partition", "tokens", "state", "owner", "target", "since", "queu
 @question("history")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="How many.")
 def history(site: Site, limit: int) -> Answer:
-    """List the latest plans that moved something: when, why, under which leader, and how much moved."""
+    """List what moved, when and why.
+
+    Shown are the latest plans that moved something, the latest first.
+    """
     with site.reading() as tx:
         plans = History(site.database).plans(tx, limit)
     lines = [] if plans else ["nothing has moved yet"]
@@ -34,7 +37,10 @@ def history(site: Site, limit: int) -> Answer:
 @question("tokens")
 @click.option("--node", help="Only what this node has, or should have.")
 def tokens(site: Site, node: str | None) -> Answer:
-    """List the partitions: their tokens, who has them, and who should."""
+    """List who has which partitions.
+
+    Shown are each partition's tokens, its owner, and its target, which is to have it.
+    """
     with site.reading() as tx:
         every = History(site.database).partitions(tx)
         known = {each.name for each in site.store.nodes.everyone(tx)}

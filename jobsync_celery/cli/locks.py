@@ -20,7 +20,10 @@ _SPARE = ("reason", "since", "expires")
 
 @click.group("locks")
 def locks() -> None:
-    """List and change task locks, which tie keys to kinds of nodes."""
+    """List and change task locks.
+
+    A lock ties a key to nodes by patterns for their names.
+    """
 
 
 @question("list")

@@ -24,9 +24,10 @@ _HEADINGS = ("partitions", "tokens", "from", "to", "why")
 @click.option("--dry-run", is_flag=True, help="Only say what would move.")
 @click.option("--without", "leaving", metavar="NODE", help="With --dry-run: as if this node drained.")
 def rebalance(site: Site, dry_run: bool, leaving: str | None) -> Answer:
-    """Make a plan now, under the leader's rules, and show what moves from where to where, and why.
+    """Make a plan now, or show what would move.
 
-    The leader plans by itself whenever nodes come or go, so as a rule nothing moves.
+    Shown is what moves from where to where, and why. The plan is made under the leader's rules; the leader plans by
+    itself whenever nodes come or go, so as a rule nothing moves.
     """
     if leaving is not None and not dry_run:
         raise JobsyncError(

@@ -24,7 +24,11 @@ _PARTITIONS_PER_NODE = 10
 
 @question("status")
 def status(site: Site) -> Answer:
-    """Show how the cluster is: its state in a word, leader, nodes, balance, and what waits."""
+    """Show how the cluster is, and why.
+
+    Its state in a word: stable, rebalancing, degraded or no leader; who leads, what each node has, how even that
+    is, what waits, and what to do if it is not well.
+    """
     seen = _status(site)
     grid = Grid(_HEADINGS, [_cells(share, seen) for share in seen.nodes], _NUMBERS, _WHOLE, ("share %", "partitions"))
     notes = list(_notes(seen))
@@ -33,7 +37,10 @@ def status(site: Site) -> Answer:
 
 @question("nodes")
 def nodes(site: Site) -> Answer:
-    """List the nodes, dead ones too, in order of their start: the first that is live leads."""
+    """List the nodes, dead ones too.
+
+    They are in the order of their start: the first that is live leads.
+    """
     seen = _status(site)
     listed = [_node(share, seen) for share in seen.nodes]
     rows = [

@@ -41,6 +41,14 @@ def test_whoever_drains_the_last_node_is_told_what_that_means(cluster: Cluster, 
     assert done.exit_code == 0 and "no other node is live: the keys of one wait until one is" in done.stdout
 
 
+def test_whoever_drains_a_silent_node_is_told_that_it_cannot_obey(cluster: Cluster, database_url: str) -> None:
+    cluster.join("two", 3)
+    cluster.silence("one")
+    done = by_url(database_url, "drain", "one")
+    assert "one is silent, and cannot obey" in done.stdout and "no other node" not in done.stdout
+    assert "no other node is live" in by_url(database_url, "drain", "two").stdout
+
+
 @pytest.mark.parametrize("word", ["drain", "undrain"])
 def test_a_node_that_is_not_there_is_refused_by_name(cluster: Cluster, database_url: str, word: str) -> None:
     assert "no live node is called 'ona': did you mean 'one'?" in refused(by_url(database_url, word, "ona"))
