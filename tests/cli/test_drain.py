@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from celery import Celery
 from command_stage import Cluster, by_url, refused, said
+
+from jobsync_celery import JobSync
+from jobsync_celery.errors import NodeUnknown
 
 
 def row(cluster: Cluster, name: str) -> tuple[str, bool]:
@@ -34,6 +38,16 @@ def test_a_node_is_ordered_to_drain_and_taken_back(cluster: Cluster, database_ur
     done = by_url(database_url, "undrain", "one")
     assert done.exit_code == 1 and "it is draining: it stops, or cannot consume" in done.stdout
     assert "it is live" in by_url(database_url, "undrain", "two").stdout
+
+
+def test_a_program_does_the_same_with_its_jobsync(cluster: Cluster, database_url: str) -> None:
+    app = Celery("proj", broker="memory://", set_as_current=False)
+    plugin = JobSync(app, {"url": database_url, "partitions": 4, "total_tokens": 100, "hash_function": "md5"})
+    plugin.drain("one")
+    assert row(cluster, "one") == ("draining", True)
+    assert (plugin.undrain("one"), plugin.undrain("one")) == (True, False)
+    with pytest.raises(NodeUnknown, match="'tow'"):
+        plugin.drain("tow")
 
 
 def test_whoever_drains_the_last_node_is_told_what_that_means(cluster: Cluster, database_url: str) -> None:
