@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
 from typing import Any
 
 import click
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -22,10 +23,10 @@ NOTHING = "-"
 _GAP = "  "
 _SHORTEST = 16
 _STYLES = {
-    **dict.fromkeys(("stable", "live", "well", "done", "owned"), "green"),
-    **dict.fromkeys(("draining", "rebalancing", "retried", "moving", "taken", "caretaker"), "yellow"),
-    **dict.fromkeys(("running", "leader"), "cyan"),
-    **dict.fromkeys(("degraded", "no leader", "silent", "dead", "failed", "lost", "free", "unserved"), "red"),
+    **dict.fromkeys(("stable", "live", "done", "owned", "yes"), "green"),
+    **dict.fromkeys(("draining", "rebalancing", "retried", "moving", "caretaker"), "yellow"),
+    "running": "cyan",
+    **dict.fromkeys(("degraded", "no leader", "silent", "dead", "failed", "lost", "free", "no"), "red"),
 }
 
 
@@ -53,9 +54,10 @@ class Answer:
 
     Arguments:
         data: as JSON has it.
-        lines: sentences, before the grids; a first one that begins with a word of state is painted so.
+        lines: sentences, before the grids.
         notes: sentences after them.
         code: the exit code.
+        state: the words with which the first line begins, if they are to be painted.
     """
 
     data: Mapping[str, Any]
@@ -63,7 +65,7 @@ class Answer:
     grids: Sequence[Grid] = ()
     notes: Sequence[str] = ()
     code: int = WELL
-    state: str = field(default="", compare=False)
+    state: str = ""
 
 
 def show(answer: Answer, as_json: bool, *, compact: bool = False) -> None:
@@ -79,27 +81,27 @@ def show(answer: Answer, as_json: bool, *, compact: bool = False) -> None:
 
 def as_text(answer: Answer, *, compact: bool = False) -> str:
     """The answer as JSON; ``compact`` is one line."""
-    return json.dumps(answer.data, indent=None if compact else 2, default=_plain_value, ensure_ascii=False)
+    return json.dumps(answer.data, indent=None if compact else 2, default=_time_text)
 
 
 def plain(answer: Answer) -> Iterator[str]:
     """The answer as lines, with columns that can be cut."""
-    yield from answer.lines
+    yield from map(_shown, answer.lines)
     for grid in answer.grids:
         if grid.title:
             yield grid.title
         yield from _columns(grid)
-    yield from answer.notes
+    yield from map(_shown, answer.notes)
 
 
 def painted(answer: Answer, width: int) -> RenderableType:
     """The answer for a terminal of so many columns."""
-    parts: list[RenderableType] = [_sentence(line, answer.state) for line in answer.lines]
+    parts: list[RenderableType] = [_sentence(_shown(line), answer.state) for line in answer.lines]
     for grid in answer.grids:
         if grid.title:
             parts.append(Text(grid.title, style="bold"))
         parts.append(_table(grid, width))
-    parts.extend(Text(note, style="dim") for note in answer.notes)
+    parts.extend(Text(_shown(note), style="dim") for note in answer.notes)
     return Group(*parts)
 
 
@@ -141,16 +143,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; there are: {shown}" if names else ""
 
 
-def _plain_value(value: object) -> object:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    raise TypeError(f"{type(value).__name__} is no JSON")
+def _time_text(value: object) -> str:
+    assert isinstance(value, datetime)
+    return value.isoformat()
+
+
+def _shown(text: str) -> str:
+    """What users wrote, as in keys, must not move the cursor or end the line."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _columns(grid: Grid) -> Iterator[str]:
-    rows = [grid.headings, *grid.rows]
+    rows = [grid.headings, *(tuple(map(_shown, row)) for row in grid.rows)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(grid.headings))]
     for row in rows:
         cells = (
@@ -161,8 +167,10 @@ def _columns(grid: Grid) -> Iterator[str]:
 
 
 def _table(grid: Grid, width: int) -> Table:
-    rows = [tuple(_nearer(cell) for cell in row) for row in grid.rows]
-    widest = {heading: max([len(heading), *(len(row[at]) for row in rows)]) for at, heading in enumerate(grid.headings)}
+    rows = [tuple(_nearer(_shown(cell)) for cell in row) for row in grid.rows]
+    widest = {
+        heading: max([len(heading), *(cell_len(row[at]) for row in rows)]) for at, heading in enumerate(grid.headings)
+    }
     table = Table(box=None, padding=(0, len(_GAP), 0, 0), header_style="dim", pad_edge=False)
     fitting = _fitting(grid, widest, width)
     for heading, room in fitting.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import signal
 import sys
 import time
@@ -81,6 +82,9 @@ def _with(run: Callable[..., None], options: tuple[Callable[[Any], Any], ...]) -
 
 def _run(function: Asked, given: dict[str, Any], as_json: bool, watch: float | None) -> None:
     """Ask, print, and exit as the answer says; an error is one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # where there is no UTF-8, some signs are spelt out
+            stream.reconfigure(errors="backslashreplace")
     named = {name: given.pop(name) for name in ("url", "appname", "schema")}
     try:
         app = getattr(click.get_current_context().obj, "app", None)

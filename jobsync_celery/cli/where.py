@@ -98,9 +98,11 @@ def _waiting(depth: Depth) -> str:
 
 
 def _no_queue(site: Site) -> str:
+    if site.cluster.shape.kind != "celery":
+        return "the programs of this cluster have no queues"
     if site.app is None:
         return "queues are known to the app only, name it with celery -A"
-    return "this cluster has no queues that the app knows"
+    return "the app's settings are not those of this cluster"
 
 
 def _last(claim: ClaimRow) -> Iterator[str]:

@@ -21,6 +21,8 @@ from jobsync_celery.store.outcomes import Ending, Granted, Wanted
 from jobsync_celery.store.schema import ClusterShape, ensure_schema
 from jobsync_celery.store.store import Store
 
+#: Seconds; a slow machine must not make nodes silent.
+LEASE = 300.0
 SHAPE = ClusterShape(total_tokens=100, partitions=4, hash_function="md5")
 
 
@@ -33,7 +35,7 @@ class Cluster:
         ensure_schema(self.database, SHAPE)
 
     def join(self, name: str, *partitions: int, weight: float = 1.0) -> int:
-        identity = Identity(name, weight, 15.0, "host", "", 7, "0")
+        identity = Identity(name, weight, LEASE, "host", "", 7, "0")
         with self.database.transaction() as tx:
             incarnation = self.store.nodes.register(tx, identity)
             assert incarnation is not None
@@ -55,9 +57,8 @@ class Cluster:
             self.store.partitions.free_orphans(tx)
 
     def silence(self, name: str) -> None:
-        self.execute(
-            "UPDATE {node} SET last_heartbeat = last_heartbeat - interval '16 s' WHERE name = :name", name=name
-        )
+        late = "UPDATE {node} SET last_heartbeat = last_heartbeat - make_interval(secs => :secs) WHERE name = :name"
+        self.execute(late, name=name, secs=LEASE + 1)
 
     def claim(self, name: str, incarnation: int, task_id: str, key: str, partition: int, retries: int = 0) -> Ending:
         """Claim a run; what would end it as done."""

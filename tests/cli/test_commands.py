@@ -128,6 +128,22 @@ def test_who_is_watched_can_be_left_out_of_its_pipe(cluster: Cluster, database_u
     assert "Traceback" not in watching.stderr.read()
 
 
+def test_what_a_key_contains_cannot_move_the_cursor(cluster: Cluster, database_url: str) -> None:
+    one = int(cluster.rows("SELECT incarnation FROM {node}")[0][0])
+    cluster.claim("one", one, "task", "a\x1b[2J\nb", 0)
+    for shown in (by_url(database_url, "claims").stdout, at_terminal(database_url, "claims")):
+        assert "\x1b[2J" not in shown and "a\\x1b[2J\\nb" in shown and shown.count("\n") == 2
+    assert said(by_url(database_url, "claims", "--json"))["claims"][0]["key"] == "a\x1b[2J\nb"
+
+
+def test_a_terminal_without_utf_8_is_no_reason_to_fail(cluster: Cluster, database_url: str) -> None:
+    cluster.join("größe", 3)
+    told = {**os.environ, "PYTHONIOENCODING": "ascii", "FORCE_COLOR": "1", "COLUMNS": "100", "TERM": "xterm"}
+    words = command("status", "--url", database_url)
+    done = subprocess.run(words, env=told, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stderr and "gr\\xf6\\xdfe" in done.stdout
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_can_complete_the_commands(shell: str) -> None:
     celery = Path(sys.executable).parent / "celery"

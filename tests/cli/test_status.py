@@ -41,7 +41,7 @@ def test_json_says_the_same(cluster: Cluster, database_url: str) -> None:
         ("one", 75, 75.0),
         ("two", 25, 25.0),
     ]
-    assert told["nodes"][0]["lag"] < 5
+    assert told["nodes"][0]["lag"] < 300
 
 
 def test_free_partitions_mean_rebalancing_and_exit_code_1(cluster: Cluster, database_url: str) -> None:
@@ -190,7 +190,7 @@ def test_at_a_terminal_the_status_fits_into_80_columns(cluster: Cluster, databas
     ("change", "told"),
     [
         ("UPDATE {node} SET state = 'dead' WHERE name = 'two'", "two was declared dead, its last heartbeat was"),
-        ("UPDATE {node} SET last_heartbeat = last_heartbeat - interval '20 s' WHERE name = 'two'", "two is silent"),
+        ("UPDATE {node} SET last_heartbeat = last_heartbeat - interval '301 s' WHERE name = 'two'", "two is silent"),
         ("UPDATE {node} SET state = 'draining', drain_ordered = true WHERE name = 'two'", "undrain takes that back"),
         ("UPDATE {node} SET state = 'dead'", "no node is live, so nothing coordinated runs"),
         ("UPDATE {partition} SET target = 'two'", "partitions are on their way"),
