@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import click
 
-from jobsync_celery.cli.asking import TROUBLED, WELL, answer, as_json_option, by_url, cluster_of
-from jobsync_celery.runtime.assembly import store_of
+from jobsync_celery.cli.answer import TROUBLED, WELL, Answer, Grid
+from jobsync_celery.cli.command import order
+from jobsync_celery.cli.site import Site
 from jobsync_celery.runtime.housekeeping import Cleaned, Housekeeping, Retention, Tidied
-from jobsync_celery.settings import CoordinationConfig
-from jobsync_celery.store.schema import stored_cluster
 
 _EXIT_CODES = (
     "Exit status: 0 all is well, 1 something was left because somebody holds it just now (run it again), 2 no answer."
@@ -28,84 +26,44 @@ _NAMES = {
     "claims": "finished claims",
 }
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-_HEADINGS = ("what", "kept for", "rows")
 
 
-def _how(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        as_json_option,
-        click.option("--no-vacuum", is_flag=True, help="Do not vacuum the tables that lost many rows."),
-        click.option("--orphaned-locks", is_flag=True, help="Clear the task locks whose creator is gone, too."),
-        click.option("--dry-run", is_flag=True, help="Change nothing; count what would be deleted."),
-    ):
-        command = option(command)
-    return command
-
-
-def _kept(setting: str, rows: str, default: str | None = None) -> Callable[..., Any]:
-    text = f"Delete {rows} older than this" + (f" ({default} if not given)." if default else "; none if not given.")
+def _kept(setting: str, rows: str) -> Callable[..., Any]:
+    text = f"Delete {rows} older than this, whatever the settings say."
     return click.option(f"--{setting.replace('_', '-')}", setting, type=float, metavar="SECONDS", help=text)
 
 
-@click.command(epilog=_EXIT_CODES)
-@_how
-@click.pass_context
-def cleanup(ctx: click.Context, /, orphaned_locks: bool, **how: bool) -> None:
-    """Delete what is past its retention, as the app's settings say."""
-
-    def ask() -> int:
-        cluster = cluster_of(ctx.obj.app)
-        shape = stored_cluster(cluster.store.database).shape
-        retention = _asked(Retention.of(cluster.config, shape.kind), orphaned_locks)
-        return show_cleanup(Housekeeping(cluster.store, shape, retention), **how)
-
-    answer(ask)
-
-
-@click.command("cleanup", epilog=_EXIT_CODES)
-@by_url
+@order("cleanup", epilog=_EXIT_CODES)
+@click.option("--dry-run", is_flag=True, help="Change nothing; count what would be deleted.")
+@click.option("--orphaned-locks", is_flag=True, help="Clear the task locks whose creator is gone, too.")
+@click.option("--no-vacuum", is_flag=True, help="Do not vacuum the tables that lost many rows.")
 @_kept("claim_retention", "finished claims")
 @_kept("audit_retention", "rows of the audit")
-@_kept("history_retention", "rebalance history", "30 days")
-@_kept("dead_node_retention", "dead nodes", "7 days")
+@_kept("history_retention", "rebalance history")
+@_kept("dead_node_retention", "dead nodes")
 @click.option("--audit", is_flag=True, help="Copy done tasks into the audit when their claims are deleted.")
-@_how
-def cleanup_of_url(
-    url: str, appname: str, schema: str | None, audit: bool, orphaned_locks: bool, **options: Any
-) -> None:
-    """Delete what is past its retention, where there is no app to ask for its settings.
+def cleanup(
+    site: Site, dry_run: bool, orphaned_locks: bool, no_vacuum: bool, audit: bool, **kept: float | None
+) -> Answer:
+    """Delete what is past its retention.
 
-    Only an app knows how long its runs have to be remembered, so finished claims and the audit are deleted only if a
-    retention is given here.
+    That is what beat's task jobsync.maintenance does, by the app's settings. Only an app knows how long its runs have
+    to be remembered: without one, finished claims and the audit are deleted only if their retention is given here.
     """
-    kept = {name: options.pop(name) for name in list(options) if name.endswith("_retention")}
-
-    def ask() -> int:
-        given = {name: seconds for name, seconds in kept.items() if seconds is not None}
-        config = CoordinationConfig(url=url, appname=appname, schema=schema, audit=audit, **given)
-        store = store_of(config)
-        shape = stored_cluster(store.database).shape
-        retention = replace(
-            Retention.of(config, shape.kind),
-            claims=kept["claim_retention"],
-            audit=kept["audit_retention"],
-        )
-        return show_cleanup(Housekeeping(store, shape, _asked(retention, orphaned_locks)), **options)
-
-    answer(ask)
-
-
-def show_cleanup(housekeeping: Housekeeping, *, dry_run: bool, no_vacuum: bool, as_json: bool) -> int:
-    """Clean up, or count, and print what went; the exit code."""
+    given: dict[str, Any] = {name: seconds for name, seconds in kept.items() if seconds is not None}
+    config = replace(site.config, audit=audit or site.config.audit, **given)
+    shape = site.cluster.shape
+    retention = Retention.of(config, shape.kind)
+    if site.app is None:
+        retention = replace(retention, claims=kept["claim_retention"], audit=kept["audit_retention"])
+    if orphaned_locks:  # by hand they go at once; maintenance waits until they are old
+        retention = replace(retention, orphaned_locks=0.0)
+    housekeeping = Housekeeping(site.store, shape, retention)
     tidied = housekeeping.count() if dry_run else housekeeping.clean(vacuum=not no_vacuum)
-    if as_json:
-        click.echo(json.dumps(as_dict(tidied, dry_run), indent=2))
-    else:
-        for line in plain(tidied, dry_run):
-            click.echo(line)
-    for remark in tidied.remarks:
-        click.echo(f"Warning: {remark}", err=True)
-    return WELL if tidied.complete else TROUBLED
+    headings = ("what", "kept for", "rows to delete" if dry_run else "rows deleted")
+    grid = Grid(headings, [_cells(each) for each in tidied.cleaned], frozenset(headings[1:]))
+    code = WELL if tidied.complete else TROUBLED
+    return Answer(as_dict(tidied, dry_run), grids=[grid], notes=_notes(tidied), code=code)
 
 
 def as_dict(tidied: Tidied, dry_run: bool) -> dict[str, Any]:
@@ -126,21 +84,15 @@ def as_dict(tidied: Tidied, dry_run: bool) -> dict[str, Any]:
     }
 
 
-def plain(tidied: Tidied, dry_run: bool) -> list[str]:
-    """What was done as lines of columns."""
-    rows = [(*_HEADINGS[:2], "rows to delete" if dry_run else "rows deleted"), *map(_cells, tidied.cleaned)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    lines = [
-        f"{what.ljust(widths[0])}  {kept.rjust(widths[1])}  {count.rjust(widths[2])}" for what, kept, count in rows
-    ]
+def _notes(tidied: Tidied) -> list[str]:
+    notes = []
     if audited := sum(each.audited for each in tidied.cleaned):
-        lines.append(f"copied into the audit: {audited:,}")
+        notes.append(f"copied into the audit: {audited:,}")
     if tidied.vacuumed:
-        lines.append(f"vacuumed: {', '.join(tidied.vacuumed)}")
-    left = [_NAMES[each.what] for each in tidied.cleaned if each.left]
-    if left:
-        lines.append(f"left for the next time, since somebody holds them just now: {', '.join(left)}")
-    return lines
+        notes.append(f"vacuumed: {', '.join(tidied.vacuumed)}")
+    if left := [_NAMES[each.what] for each in tidied.cleaned if each.left]:
+        notes.append(f"left for the next time, since somebody holds them just now: {', '.join(left)}")
+    return [*notes, *(f"Warning: {remark}" for remark in tidied.remarks)]
 
 
 def _cells(each: Cleaned) -> tuple[str, str, str]:
@@ -154,8 +106,3 @@ def _duration(seconds: float) -> str:
         return "-"
     size, unit = next((each for each in _UNITS if seconds >= each[0] and seconds % each[0] == 0), _UNITS[-1])
     return f"{seconds / size:g} {unit}"
-
-
-def _asked(retention: Retention, orphaned_locks: bool) -> Retention:
-    """By hand orphaned locks go at once; maintenance waits until they are old."""
-    return replace(retention, orphaned_locks=0.0) if orphaned_locks else retention

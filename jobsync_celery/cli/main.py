@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from jobsync_celery.cli.claims import claims
+from jobsync_celery.cli.cleanup import cleanup
 from jobsync_celery.cli.drain import drain, undrain
 from jobsync_celery.cli.history import history, tokens
 from jobsync_celery.cli.locks import locks
@@ -25,6 +26,7 @@ COMMANDS: tuple[click.Command, ...] = (
     rebalance,
     drain,
     undrain,
+    cleanup,
 )
 
 

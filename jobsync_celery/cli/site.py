@@ -10,9 +10,10 @@ from typing import Any
 
 from jobsync_celery.core.tokens import TokenMap
 from jobsync_celery.errors import JobsyncError, SchemaOutdated
+from jobsync_celery.runtime.assembly import store_of
 from jobsync_celery.settings import CoordinationConfig
-from jobsync_celery.store.database import Connection, Database, set_patience
-from jobsync_celery.store.schema import ClusterInfo, find_cluster
+from jobsync_celery.store.database import Connection, set_patience
+from jobsync_celery.store.schema import ClusterInfo, stored_cluster
 from jobsync_celery.store.store import Store
 
 URL_VARIABLE = "JOBSYNC_URL"
@@ -28,23 +29,16 @@ class Site:
         app: the Celery app, if one was named: it knows the queues and the broker.
     """
 
-    def __init__(self, database: Database, config: CoordinationConfig, app: Any = None) -> None:
-        self.database = database
+    def __init__(self, store: Store, config: CoordinationConfig, app: Any = None) -> None:
+        self.store = store
+        self.database = store.database
         self.config = config
         self.app = app
 
     @cached_property
-    def store(self) -> Store:
-        """All tables."""
-        return Store(self.database)
-
-    @cached_property
     def cluster(self) -> ClusterInfo:
         """What the cluster was created with, whatever the settings say."""
-        found = find_cluster(self.database)
-        if found is None:
-            raise SchemaOutdated(self._nothing_there())
-        return found
+        return stored_cluster(self.database)
 
     @property
     def tokens(self) -> TokenMap:
@@ -58,8 +52,9 @@ class Site:
             with self.database.transaction("jobsync command") as tx:
                 set_patience(tx, _PATIENCE)
                 yield tx
-        except SchemaOutdated as error:
-            raise SchemaOutdated(f"{self._nothing_there()} ({error})") from error
+        except SchemaOutdated:
+            stored_cluster(self.database)  # says that there is none
+            raise
 
     @contextmanager
     def changing(self) -> Iterator[Connection]:
@@ -67,10 +62,6 @@ class Site:
         self.cluster  # noqa: B018 - that the tables are there is said before anything is changed
         with self.database.transaction("jobsync command") as tx:
             yield tx
-
-    def _nothing_there(self) -> str:
-        tables = f"no {self.database.prefix!r} tables of this version in {self.database.where}"
-        return f"{tables}: no worker has started there yet, or with another appname"
 
 
 def site_of(app: Any, url: str | None, appname: str | None, schema: str | None) -> Site:
@@ -82,7 +73,7 @@ def site_of(app: Any, url: str | None, appname: str | None, schema: str | None) 
     url = url or (os.environ.get(URL_VARIABLE) if plugin is None else None)
     if url:
         config = CoordinationConfig(url=url, appname=appname or "sync_", schema=schema)
-        return Site(Database(config.database_url(), prefix=config.appname, schema=config.schema), config)
+        return Site(store_of(config), config)
     if app is None:
         raise JobsyncError(f"no database is named: give --url postgresql://user@host/dbname, or set {URL_VARIABLE}")
     if plugin is None:
@@ -93,5 +84,4 @@ def site_of(app: Any, url: str | None, appname: str | None, schema: str | None) 
         raise JobsyncError(f"coordination is switched off for the app {app.main!r}: there is no cluster to ask")
     if appname or schema:
         raise JobsyncError("--appname and --schema go with --url: the app's settings name its own tables")
-    database: Database = plugin.cluster.store.database
-    return Site(database, plugin.config, app)
+    return Site(plugin.cluster.store, plugin.config, app)

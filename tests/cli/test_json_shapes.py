@@ -68,6 +68,7 @@ def test_every_command_answers_in_the_documented_shape(url: str) -> None:
         "rebalance": ("--dry-run", "--without", "one"),
         "drain": ("two",),
         "undrain": ("two",),
+        "cleanup": ("--dry-run",),
     }
     examples = documented()
     assert set(asked) == set(examples)
