@@ -27,6 +27,7 @@ KINDS = {
     ("docs/explanation/how-it-works.md", "text"): "a formula",
     ("docs/OPERATOR_GUIDE.md", "yaml"): "there is no Kubernetes here; what it would run is run",
     ("docs/OPERATOR_GUIDE.md", "ini"): _NO_SYSTEMD,
+    ("docs/reference/cli.md", "json"): "the commands answer so, in tests/cli/test_json_shapes.py",
     ("docs/how-to/nightly-batch.md", "sql"): "its example asks it, in tests/test_examples.py",
 }
 

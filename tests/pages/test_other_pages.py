@@ -1,4 +1,4 @@
-"""The pages that speak of a cluster that is there: how to fence, task locks, and the API. They share one."""
+"""The pages that speak of a cluster that is there: how to fence, commands, task locks, and the API. They share one."""
 
 from __future__ import annotations
 
@@ -81,6 +81,11 @@ def test_each_way_to_complete_a_claim_commits_its_effect_with_it(cluster: Reader
     cluster.until("SELECT state FROM sync_claim", lambda rows: [row["state"] for row in rows] == ["done"] * 4)
     booked = cluster.ask("SELECT account, amount FROM booking ORDER BY account")
     assert booked == [{"account": number, "amount": 7} for number in range(4)]
+
+
+def test_the_page_on_the_command_line_works_as_printed(cluster: Reader) -> None:
+    cluster.until("SELECT FROM sync_partition WHERE owner IS NULL", lambda rows: not rows)
+    cluster.follow(snippets(ROOT / "docs" / "reference" / "cli.md"))
 
 
 def test_the_page_on_task_locks_works_as_printed(cluster: Reader) -> None:
