@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 from faults.proxy import PASS, Mode
 
-from jobs.crew import TIMEOUT, Crew, Member
+from crews.crew import TIMEOUT, Crew, Member
 from jobsync_celery.servers import PrivatePostgres
 
 EVENTS = int(os.environ.get("JOBSYNC_JOB_EVENTS", "2"))

@@ -22,7 +22,7 @@ from e2e.site import with_port
 from e2e.waiting import PATIENCE, until
 from faults.proxy import Exchange, Proxy
 
-from jobs.record import Record, Stay, contradictions
+from crews.record import Record, Stay, contradictions
 from jobsync_celery.core.tokens import TokenMap
 from jobsync_celery.servers.process import Guard
 
@@ -76,7 +76,7 @@ class Member:
         whole = {**spec, "label": label, "record": str(path), "socket": self._socket}
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_TESTS), str(_TESTS.parent)])}
         self.pid = guard.run(
-            [sys.executable, "-m", "jobs.program", json.dumps(whole)], env=environment, cwd=folder, log=self._log
+            [sys.executable, "-m", "crews.program", json.dumps(whole)], env=environment, cwd=folder, log=self._log
         )
 
     # -- its process ------------------------------------------------------------------------------------------------

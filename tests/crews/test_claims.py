@@ -12,8 +12,8 @@ from collections.abc import Callable
 import pytest
 from e2e.waiting import until
 
-from jobs.crew import SLACK, TIMEOUT, Crew, Member, now
-from jobs.program import task_ids
+from crews.crew import SLACK, TIMEOUT, Crew, Member, now
+from crews.program import task_ids
 
 COUNT = int(os.environ.get("JOBSYNC_JOB_TASKS", "2000"))
 SEED = int(os.environ.get("JOBSYNC_JOB_SEED", "1"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.crew import Crew
+from crews.crew import Crew
 
 _FOLDER = Path(__file__).parent
 

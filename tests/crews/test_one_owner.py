@@ -15,7 +15,7 @@ from e2e.waiting import until
 from faults import black_hole
 from faults.proxy import PASS, Mode
 
-from jobs.crew import HEARTBEAT, SLACK, TIMEOUT, Crew, Member, now
+from crews.crew import HEARTBEAT, SLACK, TIMEOUT, Crew, Member, now
 
 Note = Callable[[str, object], None]
 #: What moving takes once it is known that something has to move, in seconds: about one, a loaded machine apart.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 from e2e.waiting import until
 
-from jobs.crew import SLACK, TIMEOUT, Crew, now
+from crews.crew import SLACK, TIMEOUT, Crew, now
 from jobsync_celery.servers import PrivatePostgres
 
 ASKED = os.environ.get("JOBSYNC_JOB_OUTAGES", "")

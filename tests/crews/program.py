@@ -19,7 +19,7 @@ from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
-from jobs.record import Sampler
+from crews.record import Sampler
 from jobsync_celery import CoordinationConfig, Job
 
 #: Tasks that are claimed, or written down, at once.

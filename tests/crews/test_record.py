@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.record import CONTINUOUS, Contradiction, Record, Sampler, Stay, contradictions
+from crews.record import CONTINUOUS, Contradiction, Record, Sampler, Stay, contradictions
 
 MS = 1_000_000
 
@@ -118,7 +118,7 @@ def test_two_answers_too_far_apart_are_two_stays(bench: Bench) -> None:
 
 def test_the_record_of_a_killed_process_is_there(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from jobs.record import Sampler\n"
+        "import sys; from pathlib import Path; from crews.record import Sampler\n"
         "sampler = Sampler(Path(sys.argv[1]), 'killed', [1], lambda _: True)\n"
         "for _ in range(20): sampler.round()\n"
         "print(flush=True); sampler.run()"
