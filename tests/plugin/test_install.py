@@ -80,3 +80,11 @@ def test_the_beat_schedule_has_both_jobs_beside_the_user_s_own() -> None:
     app.finalize()
     assert set(app.conf.beat_schedule) == {"mine", "jobsync.rebalance", "jobsync.maintenance"}
     assert app.conf.beat_schedule["jobsync.rebalance"]["schedule"] == 30
+
+
+def test_a_stable_cluster_has_beat_look_half_as_often_whether_a_plan_is_missing() -> None:
+    app = Celery("stable", broker="memory://")
+    JobSync(app, CoordinationConfig(url=URL, heartbeat_timeout_sec=30, rebalance_check_interval_sec=60))
+    app.finalize()
+    assert app.conf.beat_schedule["jobsync.rebalance"]["schedule"] == 60
+    assert app.tasks["jobsync.rebalance"].expires == 60
