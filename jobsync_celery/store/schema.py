@@ -7,17 +7,18 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic.operations import Operations
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from jobsync_celery.core.tokens import TokenMap
 from jobsync_celery.errors import ClusterMismatch, SchemaOutdated, StoreError
 from jobsync_celery.store.database import Database, Link, Row, set_patience
+from jobsync_celery.store.migrations import NEWEST
+
+if TYPE_CHECKING:
+    from alembic.script import ScriptDirectory
 
 #: Seconds for the slow path: others may be creating the same tables, or holding old ones during an upgrade.
 _PATIENCE = 60.0
@@ -120,7 +121,7 @@ def _stored(database: Database, link: Link) -> ClusterInfo | None:
         rows = link.statement(database.sql(query))
     except SchemaOutdated:
         return None
-    return _cluster(rows[0]) if rows and _is_newest(rows[0].version_num) else None
+    return _cluster(rows[0]) if rows and rows[0].version_num == NEWEST else None
 
 
 def _create(database: Database, tx: Connection, shape: ClusterShape) -> ClusterInfo:
@@ -166,6 +167,9 @@ def _take_turns(database: Database, tx: Connection) -> None:
 
 def _migrate(database: Database, tx: Connection) -> None:
     """Run the missing revisions inside the transaction."""
+    from alembic.operations import Operations
+    from alembic.runtime.migration import MigrationContext
+
     script = _revisions()
     options: dict[str, Any] = {
         "version_table": f"{database.prefix}schema",
@@ -190,12 +194,10 @@ def _check_known(database: Database, revision: str) -> None:
         )
 
 
-def _is_newest(revision: str) -> bool:
-    return revision in _revisions().get_heads()
-
-
 @lru_cache(maxsize=1)
 def _revisions() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+
     return ScriptDirectory(str(Path(__file__).parent / "migrations"))
 
 

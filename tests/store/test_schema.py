@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 import uuid
 from datetime import timedelta
 from multiprocessing.synchronize import Barrier
@@ -13,7 +15,8 @@ from sqlalchemy import Engine, event, make_url, text
 
 from jobsync_celery.errors import ClusterMismatch, SchemaOutdated, StoreError
 from jobsync_celery.store.database import Database
-from jobsync_celery.store.schema import ClusterInfo, ClusterShape, drop_schema, ensure_schema
+from jobsync_celery.store.migrations import NEWEST
+from jobsync_celery.store.schema import ClusterInfo, ClusterShape, _revisions, drop_schema, ensure_schema
 
 SHAPE = ClusterShape(total_tokens=10_000, partitions=64, hash_function="double_sha256")
 
@@ -162,6 +165,24 @@ def test_another_shape_is_refused_naming_both_values(database: Database, other: 
     with pytest.raises(ClusterMismatch) as caught:
         ensure_schema(database, other)
     assert all(part in str(caught.value) for part in both)
+
+
+def test_the_newest_revision_is_the_last_of_the_history() -> None:
+    assert _revisions().get_heads() == [NEWEST]
+
+
+def test_where_the_tables_are_there_nobody_loads_the_library_that_makes_them(
+    database: Database, database_url: str
+) -> None:
+    """It would cost every worker, probe and command a fifth of a second."""
+    ensure_schema(database, SHAPE)
+    program = (
+        "import sys; from jobsync_celery.store.database import Database;"
+        " from jobsync_celery.store.schema import ClusterShape, ensure_schema;"
+        f" ensure_schema(Database(sys.argv[1]), {SHAPE!r}); print('alembic' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program, database_url]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_tables_of_a_newer_revision_are_refused(database: Database) -> None:
