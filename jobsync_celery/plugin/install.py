@@ -22,6 +22,7 @@ from jobsync_celery.runtime.draining import lift_drain, order_drain
 from jobsync_celery.runtime.lock_desk import LockCalls, LockDesk, creator_of
 from jobsync_celery.runtime.rebalancing import rebalance
 from jobsync_celery.settings import CoordinationConfig
+from jobsync_celery.store.database import set_patience
 from jobsync_celery.store.nodes import NodeRow
 from jobsync_celery.store.reports import ClusterStatus, Reports
 
@@ -32,6 +33,8 @@ _NODE_NAME = click.Option(
     ("--node-name",), help="Name of this worker in the jobsync cluster; its Celery node name if not given."
 )
 _DEFAULT_VISIBILITY_SEC = 3600.0
+#: Seconds for a report.
+_PATIENCE = 30.0
 
 
 class JobSync(LockCalls):
@@ -144,6 +147,7 @@ class JobSync(LockCalls):
     def status(self) -> ClusterStatus:
         """The cluster as it is now, asked of the database."""
         with self._reading() as tx:
+            set_patience(tx, _PATIENCE)  # it locks nothing, and a busy process may pause between two questions
             return Reports(self._active.store.database).status(tx)
 
     def get_active_nodes(self) -> list[NodeRow]:

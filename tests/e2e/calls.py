@@ -22,11 +22,11 @@ def record(path: str) -> None:
 
 
 def _recorded(method: Callable[..., Any], name: str, path: str) -> Callable[..., Any]:
-    def recorded(*arguments: Any) -> Any:
+    def recorded(*arguments: Any, **options: Any) -> Any:
         call = [os.getpid(), next(_numbers), name]
         _append(path, [*call, now()])
         try:
-            return method(*arguments)
+            return method(*arguments, **options)
         finally:
             _append(path, [*call, now()])
 
