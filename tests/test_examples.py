@@ -32,7 +32,14 @@ def running(
     command: list[str], log: Path, folder: Path, settings: dict[str, str], end: signal.Signals = signal.SIGTERM
 ) -> Iterator[None]:
     with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=folder, env=settings, stdout=out, stderr=out, start_new_session=True)
+        # A shell that runs in the background has its children ignore Ctrl-C, and theirs.
+        inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            process = subprocess.Popen(
+                command, cwd=folder, env=settings, stdout=out, stderr=out, start_new_session=True
+            )
+        finally:
+            signal.signal(signal.SIGINT, inherited)
     try:
         yield
         process.send_signal(end)
