@@ -161,11 +161,10 @@ def test_a_caretaker_runs_nothing_while_it_hands_over_to_a_node_that_matches(clu
 
 
 def test_two_nodes_that_want_the_same_keys_do_not_wait_for_each_other(cluster: Cluster) -> None:
-    """With node patterns of its own a task has keys in one partition, and the other tasks of these in another."""
-    cluster.lock("other")
+    cluster.lock("other")  # a task with node patterns of its own has keys in the pool, others at home
     [(pool,)] = rows(cluster.store, "SELECT partition_id FROM {partition} WHERE pool <> ''")
     here = {number for number in range(TOKENS.partitions) if cluster.owner(number) == CPU}
-    at_home = [key for key in map(str, range(5000)) if TOKENS.partition_for(key) in here][:300]
+    at_home = [str(number) for number in range(5000) if TOKENS.partition_for(str(number)) in here][:300]
     start = threading.Barrier(2)
 
     def race(node: str, keys: Sequence[str], place: int | None) -> None:
