@@ -121,6 +121,8 @@ class Job(LockCalls):
                 self._join(self._cluster)
         except BaseException:
             self._open, self._left, self._owns = False, True, _never
+            if self._cluster is not None:
+                self._cluster.close()
             raise
         return self
 

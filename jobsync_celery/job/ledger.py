@@ -51,9 +51,14 @@ class Ledger:
         """
         wanted = list({task.key: task for task in tasks}.values())
         won: list[Claim] = []
-        for start in range(0, len(wanted), _BATCH):
-            with self._turn:
-                won += self._claim_batch(wanted[start : start + _BATCH])
+        try:
+            for start in range(0, len(wanted), _BATCH):
+                with self._turn:
+                    won += self._claim_batch(wanted[start : start + _BATCH])
+        except BaseException:
+            with self._turn:  # the caller never sees these: they have to be there for whoever claims them next
+                self._let_go(won)
+            raise
         return won
 
     def add(self, task: Task) -> Claim | None:
@@ -63,11 +68,10 @@ class Ledger:
         """
         with self._turn:
             claim, thread = self._in_hand.get(task.key), None
-            if claim is None or (task.key in self._added and not claim.held):
+            if claim is None or not claim.held:  # another node may have it by now, and nobody may begin it here
                 claim, thread = next(iter(self._claim_batch([task])), None), threading.get_ident()
             elif task.key in self._added:
                 return None
-            # What was claimed before, and is done, is listed even if the lease has ended: its fence decides.
             if claim is not None:
                 self._added.pop(task.key, None)
                 self._added[task.key] = (thread, claim)
@@ -191,12 +195,16 @@ class Ledger:
         overtaken = [ending.run.task_id for ending in missed if ending.run.task_id not in locked]
         if overtaken:
             self._events("tasks_overtaken", name=self._seat.name, count=len(overtaken), first=overtaken[0])
-        for claim in claims:
-            if claim.key not in locked:
-                self._added.pop(claim.key, None)
-                if self._in_hand.get(claim.key) is claim:
-                    del self._in_hand[claim.key]
+        settled = [claim for claim in claims if claim.key not in locked]
+        for claim in settled:
+            self._added.pop(claim.key, None)
+        self._let_go(settled)
         return len(recorded)
+
+    def _let_go(self, claims: Iterable[Claim]) -> None:
+        for claim in claims:
+            if self._in_hand.get(claim.key) is claim:
+                del self._in_hand[claim.key]
 
     def _ending(self, claim: Claim, state: str) -> Ending:
         return Ending(Run(claim.key, self._day.isoformat(), 0), claim.fence, state, claim.partition)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -49,6 +51,16 @@ def eventually(seconds: float = 20.0) -> Iterator[None]:
     while time.monotonic() < until:
         yield
         time.sleep(0.02)
+
+
+def added(job: Job, task: str) -> Claim | None:
+    """A task added, if its node has a lease and its share again."""
+    try:
+        claim = job.add_task(task)
+    except StoreUnavailable:
+        return None
+    assert claim is None or isinstance(claim, Claim)
+    return claim
 
 
 def done(job: Job) -> list[tuple[str, str]]:
@@ -207,7 +219,7 @@ def test_what_is_added_again_after_the_lease_was_lost_is_at_the_end_of_the_list(
             job.add_task("a")
             job.add_task("b")
             expel(config, "one")
-            assert next(filter(None, (job.add_task("a") for _ in eventually())))
+            assert next(filter(None, (added(job, "a") for _ in eventually())))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -215,14 +227,37 @@ def test_what_is_added_again_after_the_lease_was_lost_is_at_the_end_of_the_list(
     assert states(config) == {"a": "lost", "b": "done"}
 
 
-def test_what_was_claimed_and_is_done_is_recorded_though_the_lease_was_lost_meanwhile(
-    config: CoordinationConfig,
+def test_what_was_claimed_under_a_lease_that_was_lost_is_claimed_anew_or_not_at_all(config: CoordinationConfig) -> None:
+    """Whoever begins a task when it is added must not begin what another node may have taken over."""
+    with Job("one", config) as job:
+        mine, theirs = (next(task for task in IDS if job.can_claim_task(task)), "x")
+        claims = [job.set_claim(task) for task in (mine, theirs)]
+        assert all(isinstance(claim, Claim) for claim in claims)
+        job.register_lock(theirs, "two")
+        expel(config, "one")
+        assert next(filter(None, (claims[0] and not claims[0].held for _ in eventually())))
+        again = next(filter(None, (added(job, mine) for _ in eventually())))
+        assert again.attempt == 2 and claims[0] is not None and again.fence > claims[0].fence
+        assert job.add_task(theirs) is None and job.write_audit() == 1
+
+
+def test_a_batch_that_breaks_off_keeps_nothing_from_whoever_claims_again(
+    config: CoordinationConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Job("one", config) as job:
-        claim = job.set_claim("a")
-        expel(config, "one")
-        assert isinstance(claim, Claim) and next(filter(None, (not claim.held for _ in eventually())))
-        assert job.add_task("a") is claim and job.write_audit() == 1
+        assert job._ledger is not None
+        inner, calls = job._ledger._store.claims.commit, itertools.count(1)
+
+        def commit(*args: Any) -> Any:
+            if next(calls) == 2:
+                raise StoreUnavailable("the second batch meets an outage")
+            return inner(*args)
+
+        monkeypatch.setattr(job._ledger._store.claims, "commit", commit)
+        with pytest.raises(StoreUnavailable):
+            job.set_claim(range(700))
+        assert len(job.set_claim(range(700))) == 700
+        assert job.set_claim(range(700)) == []
 
 
 def test_without_a_lease_a_claim_is_an_error_and_not_somebody_elses(config: CoordinationConfig) -> None:
