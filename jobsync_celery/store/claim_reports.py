@@ -74,7 +74,7 @@ class ClaimReports:
         self._table = database.tables.claim
         self._left = sql(
             "SELECT (SELECT count(*) FROM {partition} p WHERE p.owner_incarnation = :incarnation) AS owned,"
-            " (SELECT count(*) FROM {claim} c WHERE c.incarnation = :incarnation AND c.state = 'running') AS running"
+            " (SELECT count(*) FROM {claim} c WHERE c.incarnation = :incarnation AND c.finished_on IS NULL) AS running"
         )
 
     def window(self, tx: Connection) -> float | None:

@@ -46,7 +46,8 @@ class Claims:
         )
         self._lose = sql(
             "WITH gone AS (SELECT c.task_id, c.origin, c.retries FROM {claim} c"
-            " WHERE c.state = 'running' AND c.incarnation = :incarnation LIMIT :limit FOR UPDATE OF c SKIP LOCKED)"
+            " WHERE c.state = 'running' AND c.finished_on IS NULL AND c.incarnation = :incarnation"
+            " LIMIT :limit FOR UPDATE OF c SKIP LOCKED)"
             " UPDATE {claim} c SET {lost} FROM gone"
             " WHERE c.task_id = gone.task_id AND c.origin = gone.origin AND c.retries = gone.retries"
         )

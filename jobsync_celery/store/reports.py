@@ -105,7 +105,7 @@ class Reports:
             " (SELECT count(*) FROM {partition} p WHERE p.owner_incarnation = n.incarnation AND p.pool = '') AS owned,"
             " (SELECT coalesce(sum(p.last_token - p.first_token + 1), 0) FROM {partition} p"
             " WHERE p.owner_incarnation = n.incarnation AND p.pool = '') AS tokens,"
-            " (SELECT count(*) FROM {claim} c WHERE c.incarnation = n.incarnation AND c.state = 'running') AS running"
+            " (SELECT count(*) FROM {claim} c WHERE c.incarnation = n.incarnation AND c.finished_on IS NULL) AS running"
             " FROM {node} n"
         )
         self._totals = sql(

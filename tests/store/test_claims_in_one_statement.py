@@ -162,16 +162,25 @@ MANY_RUNNING = (
 )
 
 
-def test_claims_cost_no_more_because_many_others_are_running(cluster: Cluster, database_url: str) -> None:
-    """A plan made while the table is small must not compare each wanted key with each running claim."""
+@pytest.mark.parametrize("known", [0, 1, 500])
+def test_claims_and_ends_cost_no_more_because_many_others_are_running(
+    cluster: Cluster, database_url: str, known: int
+) -> None:
+    """A plan that was made while the table was known to be small must not look at each running claim for each key."""
     incarnation = cluster.join("a", 0)
+    cluster.rows(MANY_RUNNING.replace("'many'", "'known'"), incarnation=incarnation, count=known)
+    with closing(cluster.link("analyst")) as link:
+        link.statement(cluster.database.sql("ANALYZE {claim}"))
     impatient = Database(database_url, timeouts=Timeouts(statement=1.0))
     with closing(impatient.link("claimer")) as link:
-        assert cluster.store.claims.commit(link, "a", incarnation, [], [wanted("first", "first")]).outcomes
+        first = wanted("first", "first")
+        granted = cluster.store.claims.commit(link, "a", incarnation, [], [first]).outcomes[first.run]
+        assert cluster.store.claims.commit(link, "a", incarnation, [ending(first, granted)], []).recorded
         cluster.rows(MANY_RUNNING, incarnation=incarnation, count=40_000)
         wants = [wanted(f"t{number}", f"k{number}") for number in range(500)]
         outcomes = cluster.store.claims.commit(link, "a", incarnation, [], wants).outcomes
-    assert sum(isinstance(outcome, Granted) for outcome in outcomes.values()) == 500
+        ends = [ending(want, outcomes[want.run]) for want in wants]
+        assert len(cluster.store.claims.commit(link, "a", incarnation, ends, []).recorded) == 500
 
 
 def test_a_dead_holders_claims_are_marked_lost_in_batches(cluster: Cluster) -> None:

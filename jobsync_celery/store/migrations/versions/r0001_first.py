@@ -94,7 +94,9 @@ CREATE TABLE {claim} (
 ) WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_insert_scale_factor = 0.1,
         autovacuum_analyze_scale_factor = 0.02);
 CREATE UNIQUE INDEX "{prefix}claim_running_key" ON {claim} (task_key) WHERE state = 'running';
-CREATE INDEX "{prefix}claim_running_node" ON {claim} (incarnation) WHERE state = 'running';
+-- Running is what has not finished. Said otherwise than above, so that no plan for one key can choose this index: while
+-- the table is small both cost the same, and the plan is kept when it is large.
+CREATE INDEX "{prefix}claim_running_node" ON {claim} (incarnation) WHERE finished_on IS NULL;
 -- Not BRIN, whose ranges keep the ages of rows that were deleted: when pages are used again, every range is old.
 CREATE INDEX "{prefix}claim_finished_on" ON {claim} (finished_on) WHERE state <> 'running';
 """
@@ -200,15 +202,15 @@ EXCEPTION WHEN OTHERS THEN
 END $$
 """
 
-# A function, since planning the statements anew costs more than running them. Its settings keep index lookups in the
-# plan whatever the statistics say: a plan made while the table was small would read all of it when it is large.
+# A function, since planning the statements anew costs more than running them. Its plans may be made while the table is
+# empty, and used when it is large, so nothing is joined with it: each run is looked up by a subquery that stays one, by
+# its LIMIT, and reached by its place (ctid) afterwards. The settings leave index lookups only.
 _COMMIT_CLAIMS = """
 CREATE FUNCTION {commit_claims}(
     ended json, wanted json, holder text, holder_incarnation bigint, partitions int[], known_timeline bigint
 ) RETURNS TABLE (task_id text, origin text, retries int, fence bigint)
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-SET enable_material = off
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -220,19 +222,20 @@ BEGIN
     -- Ends of claims that nobody took over, unless they have ended otherwise; what is locked is left for later.
     -- The first row tells how many were recorded, and for how many of them somebody waits elsewhere.
     WITH open AS (
-        SELECT c.task_id, c.origin, c.retries, e.state AS end_state, e.crashed AND c.state = 'running' AS crashed
+        SELECT found.place, e.state AS end_state, e.crashed AND found.state = 'running' AS crashed
         FROM json_to_recordset(ended)
             AS e (task_id text, origin text, retries int, fence bigint, state text, crashed boolean)
-        JOIN {claim} c ON c.task_id = e.task_id AND c.origin = e.origin AND c.retries = e.retries
-            AND c.fence = e.fence
-        WHERE c.state IN ('running', 'lost', e.state)
-        ORDER BY c.task_key FOR NO KEY UPDATE OF c SKIP LOCKED
+        CROSS JOIN LATERAL (
+            SELECT c.ctid AS place, c.state FROM {claim} c
+            WHERE c.task_id = e.task_id AND c.origin = e.origin AND c.retries = e.retries AND c.fence = e.fence
+                AND c.state IN ('running', 'lost', e.state)
+            LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+        ) AS found
     ), closed AS (
         UPDATE {claim} c SET state = open.end_state, finished_on = clock_timestamp(),
             lost_runs = c.lost_runs + open.crashed::int,
             started = CASE open.end_state WHEN 'lost' THEN open.crashed ELSE c.started END
-        FROM open
-        WHERE c.task_id = open.task_id AND c.origin = open.origin AND c.retries = open.retries
+        FROM open WHERE c.ctid = open.place
         RETURNING c.awaited
     )
     SELECT count(*), count(*) FILTER (WHERE closed.awaited) INTO recorded, heard FROM closed;
@@ -287,18 +290,24 @@ BEGIN
     RETURN QUERY
     UPDATE {claim} c SET fence = (this_timeline << 40) + nextval('{fence_seq}')
     FROM json_to_recordset(wanted) AS w (task_id text, origin text, retries int)
-    WHERE c.task_id = w.task_id AND c.origin = w.origin AND c.retries = w.retries
-        AND c.fence = 0 AND c.incarnation = holder_incarnation
+    CROSS JOIN LATERAL (
+        SELECT n.ctid AS place FROM {claim} n
+        WHERE n.task_id = w.task_id AND n.origin = w.origin AND n.retries = w.retries
+            AND n.fence = 0 AND n.incarnation = holder_incarnation
+        LIMIT 1
+    ) AS added
+    WHERE c.ctid = added.place
     RETURNING c.task_id, c.origin, c.retries, c.fence;
 END $$
 """
 
 
 _GRANTABLE = """
-            NOT EXISTS (SELECT FROM {claim} later
-                WHERE later.task_id = w.task_id AND later.origin = w.origin AND later.retries > w.retries)
+            (SELECT true FROM {claim} later WHERE later.task_id = w.task_id AND later.origin = w.origin
+                AND later.retries > w.retries LIMIT 1) IS NULL
             -- Not left to the conflict: it would wait for a transaction that is about to end the other claim.
-            AND NOT EXISTS (SELECT FROM {claim} rival WHERE rival.task_key = w.task_key AND rival.state = 'running')
+            AND (SELECT true FROM {claim} rival WHERE rival.task_key = w.task_key AND rival.state = 'running' LIMIT 1)
+                IS NULL
 """
 
 
