@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 
 from jobsync_celery.plugin.cluster import Cluster
 from jobsync_celery.runtime.housekeeping import Housekeeping, Retention
 from jobsync_celery.runtime.rebalancing import back_up
 from jobsync_celery.store.schema import ensure_schema
+from jobsync_celery.store.sightings import Seen
 
 REBALANCE = "jobsync.rebalance"
 MAINTENANCE = "jobsync.maintenance"
@@ -20,12 +21,16 @@ _LONGEST_MAINTENANCE_SEC = 240.0
 def register(app: Celery, cluster: Cluster) -> None:
     """Add the two tasks, and their entries to the beat schedule unless the user has entries of those names."""
 
-    @app.task(name=REBALANCE, shared=False, ignore_result=True, expires=cluster.config.rebalance_check_interval_sec)
-    def rebalance_task() -> int:
+    every = cluster.config.rebalance_check_interval_sec
+
+    @app.task(name=REBALANCE, bind=True, shared=False, ignore_result=True, expires=every)
+    def rebalance_task(task: Task) -> int:
         """Plan under the leader's rules; never evicts."""
         ensure_schema(cluster.store.database, cluster.shape)
         with cluster.store.database.transaction("jobsync rebalance") as tx:
             made = back_up(tx, cluster.store, cluster.tokens, cluster.config.rejoin_grace_sec)
+            if beat := task.request.origin:
+                cluster.store.sightings.add(tx, str(task.request.hostname), [Seen("beat", beat)])
         return 0 if made is None else len(made.moves)
 
     @app.task(name=MAINTENANCE, shared=False, ignore_result=True, expires=_MAINTENANCE_EVERY_SEC)

@@ -30,7 +30,7 @@ class Border:
     Its public methods return at once and may be called from any thread; what they ask for happens on the event loop.
 
     Arguments:
-        stopped: called with partitions that are consumed no more, everything unstarted of them given back.
+        saw: takes what an operator would want to know of later: a kind, a subject, and details.
     """
 
     def __init__(
@@ -41,12 +41,14 @@ class Border:
         courier: Courier,
         held: Held,
         queues: PartitionQueues,
+        saw: Callable[..., None] = lambda kind, subject, **detail: None,
     ) -> None:
         self._inbox = inbox
         self._gate = gate
         self._consumption = consumption
         self._courier = courier
         self._queues = queues
+        self._saw = saw
         self._forwarding = Forwarding(inbox, gate, courier, held, queues)
         self._starting: set[int] = set()
         self._stopping: set[int] = set()
@@ -55,6 +57,7 @@ class Border:
         self.consumer: Any = None
         #: There is no connection to the broker, so nothing that was fetched on it is left here.
         self.cut_off = False
+        #: Called with partitions that are consumed no more, everything unstarted of them given back.
         self.stopped: Callable[[frozenset[int]], None] = lambda _: None
 
     def learn(self, pools: Mapping[int, LockPartition]) -> None:
@@ -99,6 +102,16 @@ class Border:
     def misplaced(self, delivery: Delivery) -> None:
         """A message lies in a queue that is not its key's: publish it there, then acknowledge it here."""
         target = self._queues.for_key(delivery.key, delivery.pool)
+        request = delivery.request
+        queue = str(request.delivery_info.get("routing_key"))
+        self._saw(
+            "misplaced",
+            f"{request.task.name} in {queue}",
+            task=request.task.name,
+            queue=queue,
+            partition=self._queues.number(queue),
+            by=str(request.request_dict.get("origin")),
+        )
         self._forwarding.send(delivery, delivery.messages, target)
 
     def relocated(self, delivery: Delivery, place: Elsewhere, messages: list[Any]) -> None:

@@ -29,8 +29,10 @@ from jobsync_celery.plugin.delivery import Delivery
 from jobsync_celery.plugin.gate import Gate
 from jobsync_celery.plugin.held import Held
 from jobsync_celery.plugin.inbox import Inbox
+from jobsync_celery.plugin.lookout import Lookout
 from jobsync_celery.plugin.pool_child import Starter
 from jobsync_celery.plugin.pool_results import PoolResults
+from jobsync_celery.plugin.profile import profile_of
 from jobsync_celery.plugin.slots import slots_for
 from jobsync_celery.plugin.tenure_watch import TenureWatch
 from jobsync_celery.plugin.window import Window
@@ -71,8 +73,7 @@ class WorkerNode:
 
     def __init__(self, worker: Any, cluster: Cluster, name: str, *, participates: bool) -> None:
         config = cluster.config
-        self._worker = worker
-        self._cluster = cluster
+        self._worker, self._cluster = worker, cluster
         self.name = name
         self.participates = participates
         self.stopping = self._started = False
@@ -94,6 +95,7 @@ class WorkerNode:
         )
         self._consumption = Consumption(cluster.app, cluster.queues)
         self._courier = Courier(cluster.app, self._running)
+        self._lookout = Lookout(cluster, name, leads=lambda: self.lease.trusted and self.node.leadership.leading)
         self._held = Held(config.hold_limit, self._consumption.pause, self._consumption.resume)
         self.gate = Gate(
             node=name,
@@ -107,7 +109,9 @@ class WorkerNode:
             unwelcome=self._unwelcome,
             gone=lambda: self._border.look(),
         )
-        self._border = Border(self._inbox, self.gate, self._consumption, self._courier, self._held, cluster.queues)
+        self._border = Border(
+            self._inbox, self.gate, self._consumption, self._courier, self._held, cluster.queues, self._lookout.saw
+        )
         self._pulse = Pulse(turns=worker.pool_cls.__module__.rpartition(".")[2] != "solo")
         self._tenancy = self._make_tenancy()
         self.node = Node(
@@ -214,6 +218,7 @@ class WorkerNode:
         self.gate.slots = slots_for(self._worker, self.gate.start_next)
         self._guard_flush()
         self._courier.start()
+        self._lookout.start()
         if self.participates:
             self._claimer.start()
             self.node.start()
@@ -230,6 +235,7 @@ class WorkerNode:
             return
         self._started = False
         self._courier.stop(1.0)
+        self._lookout.stop()
         if self.participates:
             if self._claimer.stop(_FAREWELL_SEC):
                 self._inbox.drain()
@@ -355,6 +361,7 @@ class WorkerNode:
             presence=self._presence.identity,
             pid=os.getpid(),
             version=__version__,
+            profile=profile_of(self._cluster.app, self._cluster),
         )
 
 

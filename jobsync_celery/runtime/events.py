@@ -55,6 +55,16 @@ FACTS: dict[str, tuple[int, str]] = {
     "locks_expired": (logging.INFO, "{count} task locks have expired"),
     "cleaned_up": (logging.INFO, "maintenance deleted {rows} rows that were past their retention"),
     "not_vacuumed": (logging.WARNING, "after maintenance a table was not vacuumed: {remark}"),
+    "clock_stepped": (
+        logging.WARNING,
+        "the database's clock was set by {seconds:+.1f} s. Leases are not judged by it alone, but reports and"
+        " retentions go by it",
+    ),
+    "foreign_cluster": (
+        logging.ERROR,
+        "another cluster uses the queues of {prefix!r} on this broker: its tables are {tables}, ours {ours}. Its nodes"
+        " take our messages, and run our keys beside us: give one of the two another queue_prefix or broker",
+    ),
     "partitions_taken": (logging.INFO, "took partitions {numbers}"),
     "partitions_released": (logging.INFO, "released partitions {numbers}"),
     "not_released": (

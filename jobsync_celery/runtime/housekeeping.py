@@ -145,6 +145,7 @@ class Housekeeping:
             ("dead_nodes", kept.dead_nodes, self._chore),
             ("history", kept.history, self._chore),
             ("audit", kept.audit, self._chore),
+            ("sightings", kept.history, self._chore),
             ("claims", kept.claims, self._chore),
         ):
             yield Cleaned(what, None) if age is None else work(chore(what, age, _ago(now, age)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from jobsync_celery.core.lease import DRIFT, margin_for, trusted_until
+from jobsync_celery.core.steps import Distance
 from jobsync_celery.runtime.clock import boot_clock
 from jobsync_celery.runtime.events import Events
 from jobsync_celery.runtime.eviction import evict
@@ -70,6 +71,7 @@ class Membership:
         self.timeline: int | None = None
         #: The last failover seen: the timeline it led to, and when that was first seen.
         self._failover: tuple[int, float] | None = None
+        self._distance: Distance | None = None
         self.incarnation: int | None = None
         self.draining = False
         #: Somebody else wants this node to drain. It is kept when the node registers anew.
@@ -148,14 +150,21 @@ class Membership:
             return None
         if self.timeline is not None and answer.timeline != self.timeline:
             self._failover = (answer.timeline, self._clock())
+            self._distance = None
             self.lose("the database failed over")
             return None
         self.timeline = answer.timeline
+        self._compare_clocks(Distance.of(sent_at, self._clock(), answer.database_time))
         self._obey(answer)
         self._heard(answer)
         lease = self.identity.lease_sec
         self._lease.renew(self.incarnation, trusted_until(sent_at, lease, margin=margin_for(lease)))
         return answer
+
+    def _compare_clocks(self, now: Distance) -> None:
+        before, self._distance = self._distance, now
+        if before is not None and (step := now.step_since(before)):
+            self._events("clock_stepped", seconds=step)
 
     def _obey(self, answer: Renewal) -> None:
         """Take in what others want of this node. That an order is lifted is acted on by :meth:`resume`."""

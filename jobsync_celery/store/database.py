@@ -67,6 +67,7 @@ class Tables:
 
     cluster: str
     node: str
+    profile: str
     partition: str
     token: str
     claim: str
@@ -74,6 +75,7 @@ class Tables:
     leader: str
     rebalance: str
     audit: str
+    sighting: str
     schema: str
     incarnation_seq: str
     fence_seq: str

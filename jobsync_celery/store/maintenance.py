@@ -35,6 +35,7 @@ _KINDS = {
     ),
     "history": _Rows("rebalance", "triggered_at"),
     "audit": _Rows("audit", "created_on"),
+    "sightings": _Rows("sighting", "last_on"),
     "claims": _Rows("claim", "finished_on", "state <> 'running'"),
 }
 
@@ -65,7 +66,7 @@ class Batch:
 
 
 class Maintenance:
-    """Counts and deletes old rows by kind: dead_nodes, lock_creators, history, audit, claims."""
+    """Counts and deletes old rows by kind: dead_nodes, lock_creators, history, audit, sightings, claims."""
 
     def __init__(self, database: Database) -> None:
         def sql(template: str, rows: _Rows, returned: str = "") -> TextClause:

@@ -6,8 +6,9 @@ of each watched row; everywhere else a node is gone only because its row says so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -28,6 +29,7 @@ class Identity:
     Arguments:
         presence: names the lock file that the process and its pool children hold (see ``runtime.presence``).
         lease_sec: after how many seconds without renewal the node may be declared dead.
+        profile: its settings and its broker, as far as others have to agree with them; JSON, without secrets.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Identity:
     pid: int
     version: str
     kind: str = "celery"
+    profile: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,14 @@ class Nodes:
             " presence = excluded.presence, pid = excluded.pid, version = excluded.version"
             " WHERE n.state NOT IN ('live', 'draining')"
             " RETURNING incarnation"
+        )
+        self._describe = sql(
+            "INSERT INTO {profile} (node, incarnation, profile) VALUES (:name, :incarnation, CAST(:profile AS jsonb))"
+            " ON CONFLICT (node) DO UPDATE SET incarnation = excluded.incarnation, profile = excluded.profile"
+        )
+        self._profiles = sql(
+            "SELECT p.node, p.profile FROM {profile} p JOIN {node} n ON n.name = p.node"
+            " AND n.incarnation = p.incarnation WHERE n.state IN ('live', 'draining') ORDER BY n.incarnation"
         )
         self._generation = sql("SELECT timeline AS recorded, {timeline}() AS current FROM {cluster}")
         self._outlive = sql("UPDATE {cluster} SET timeline = :timeline WHERE timeline < :timeline")
@@ -222,8 +233,17 @@ class Nodes:
         If ``timeline`` is given: None as well if the server is on another one. With ``drain_ordered`` it is draining.
         """
         params = {**vars(identity), "timeline": timeline, "drain_ordered": drain_ordered}
+        profile = json.dumps(dict(params.pop("profile")))
         row = tx.execute(self._register, params).first()
-        return int(row.incarnation) if row else None
+        if row is None:
+            return None
+        incarnation = int(row.incarnation)
+        tx.execute(self._describe, {"name": identity.name, "incarnation": incarnation, "profile": profile})
+        return incarnation
+
+    def profiles(self, tx: Connection) -> dict[str, Mapping[str, Any]]:
+        """What the live and draining nodes said of themselves when they registered."""
+        return {row.node: row.profile for row in tx.execute(self._profiles)}
 
     def renew(self, link: Link, name: str, incarnation: int, curious: bool = False) -> Renewal | None:
         """One heartbeat, one statement; None if this incarnation is dead or gone.

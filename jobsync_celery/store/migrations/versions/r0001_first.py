@@ -42,6 +42,12 @@ CREATE TABLE {leader} (
     since timestamptz
 ) WITH (fillfactor = 50);
 INSERT INTO {leader} DEFAULT VALUES;
+-- Apart from the node's row, which every heartbeat rewrites and people list.
+CREATE TABLE {profile} (
+    node text PRIMARY KEY REFERENCES {node} (name) ON DELETE CASCADE,
+    incarnation bigint NOT NULL,
+    profile jsonb NOT NULL
+);
 """
 
 _PARTITIONS = """
@@ -137,6 +143,16 @@ CREATE TABLE {audit} (
     PRIMARY KEY (date, task_id)
 ) WITH (autovacuum_vacuum_scale_factor = 0.1, autovacuum_analyze_scale_factor = 0.02);
 CREATE INDEX "{prefix}audit_created_on" ON {audit} (created_on);
+CREATE TABLE {sighting} (
+    kind text NOT NULL,
+    subject text NOT NULL,
+    node text NOT NULL,
+    first_on timestamptz NOT NULL DEFAULT clock_timestamp(),
+    last_on timestamptz NOT NULL DEFAULT clock_timestamp(),
+    times bigint NOT NULL DEFAULT 1,
+    detail jsonb NOT NULL DEFAULT '{{}}',
+    PRIMARY KEY (kind, subject)
+) WITH (fillfactor = 70);
 CREATE TABLE {cluster} (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     cluster_id text NOT NULL,
