@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import create_engine
 
 import jobsync_celery
+from jobsync_celery.doctor.doctor import CHECKS
 from jobsync_celery.settings import CoordinationConfig
 from jobsync_celery.store.database import Database
 from jobsync_celery.store.schema import ClusterShape, ensure_schema
@@ -143,3 +144,9 @@ def _has(owner: type, name: str) -> bool:
         return True
     source = Path(str(import_module(owner.__module__).__file__)).read_text()
     return f"self.{name} = " in source or f"self.{name}: " in source
+
+
+def test_the_doctor_s_page_has_every_check_in_its_words() -> None:
+    page = (ROOT / "docs" / "reference" / "doctor.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| (.*) \|$", page, re.MULTILINE))
+    assert rows == {check.name: check.looks_for for check in CHECKS}

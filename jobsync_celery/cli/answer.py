@@ -24,9 +24,9 @@ _GAP = "  "
 _SHORTEST = 16
 _STYLES = {
     **dict.fromkeys(("stable", "live", "done", "owned", "yes"), "green"),
-    **dict.fromkeys(("draining", "rebalancing", "retried", "moving", "caretaker"), "yellow"),
+    **dict.fromkeys(("draining", "rebalancing", "retried", "moving", "caretaker", "risk"), "yellow"),
     "running": "cyan",
-    **dict.fromkeys(("degraded", "no leader", "silent", "dead", "failed", "lost", "free", "no"), "red"),
+    **dict.fromkeys(("degraded", "no leader", "silent", "dead", "failed", "lost", "free", "no", "problem"), "red"),
 }
 
 
@@ -213,6 +213,7 @@ def _sentence(line: str, state: str) -> RenderableType:
     sentence = Text(line)
     if indent := len(line) - len(line.lstrip()):
         return Padding(Text(line.lstrip()), (0, 0, 0, indent))
-    if state and line.startswith(state):
-        sentence.stylize(f"bold {_STYLES.get(state, 'red')}", 0, len(state))
+    word = state if state and line.startswith(state) else line.partition(":")[0]
+    if word == state or word in _STYLES:
+        sentence.stylize(f"bold {_STYLES.get(word, 'red')}", 0, len(word))
     return sentence

@@ -23,6 +23,7 @@ _NAMES = {
     "lock_creators": "scripts without locks",
     "history": "rebalance history",
     "audit": "audit",
+    "sightings": "sightings",
     "claims": "finished claims",
 }
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))

@@ -43,13 +43,17 @@ _WATCH = click.option(
 )
 
 
-def question(name: str, **settings: Any) -> Callable[[Asked], click.Command]:
-    """Make a command of a function that reads: it gets the :class:`Site`, and what the decorators below it add."""
+def question(name: str, find: Callable[..., Any] = site_of, **settings: Any) -> Callable[[Asked], click.Command]:
+    """Make a command of a function that reads: it gets the :class:`Site`, and what the decorators below it add.
+
+    Arguments:
+        find: makes what the function gets instead, of the same as :func:`site_of`.
+    """
 
     def decorate(function: Asked) -> click.Command:
         @functools.wraps(function)
         def run(as_json: bool, watch: float | None, **given: Any) -> None:
-            _run(function, given, as_json, watch)
+            _run(function, given, as_json, watch, find)
 
         return _command(name, _with(run, (*_CLUSTER, _JSON, _WATCH)), settings)
 
@@ -62,7 +66,7 @@ def order(name: str, **settings: Any) -> Callable[[Asked], click.Command]:
     def decorate(function: Asked) -> click.Command:
         @functools.wraps(function)
         def run(as_json: bool, **given: Any) -> None:
-            _run(function, given, as_json, None)
+            _run(function, given, as_json, None, site_of)
 
         return _command(name, _with(run, (*_CLUSTER, _JSON)), settings)
 
@@ -80,7 +84,7 @@ def _with(run: Callable[..., None], options: tuple[Callable[[Any], Any], ...]) -
     return run
 
 
-def _run(function: Asked, given: dict[str, Any], as_json: bool, watch: float | None) -> None:
+def _run(function: Asked, given: dict[str, Any], as_json: bool, watch: float | None, find: Callable[..., Any]) -> None:
     """Ask, print, and exit as the answer says; an error is one line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # where there is no UTF-8, some signs are spelt out
@@ -88,8 +92,7 @@ def _run(function: Asked, given: dict[str, Any], as_json: bool, watch: float | N
     named = {name: given.pop(name) for name in ("url", "appname", "schema")}
     try:
         app = getattr(click.get_current_context().obj, "app", None)
-        site = site_of(app, **named)
-        ask = functools.partial(function, site, **given)
+        ask = functools.partial(function, find(app, **named), **given)
         code = _watch(ask, as_json, watch) if watch else _once(ask, as_json)
     except JobsyncError as error:
         complain(error)

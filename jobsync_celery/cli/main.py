@@ -6,6 +6,7 @@ import click
 
 from jobsync_celery.cli.claims import claims
 from jobsync_celery.cli.cleanup import cleanup
+from jobsync_celery.cli.doctor import doctor
 from jobsync_celery.cli.drain import drain, undrain
 from jobsync_celery.cli.history import history, tokens
 from jobsync_celery.cli.locks import locks
@@ -16,6 +17,7 @@ from jobsync_celery.cli.where import where, why
 #: All that need the database only, so that a URL will do.
 COMMANDS: tuple[click.Command, ...] = (
     status,
+    doctor,
     nodes,
     tokens,
     history,

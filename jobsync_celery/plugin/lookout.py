@@ -93,7 +93,7 @@ class Lookout:
             try:
                 self._write_down()
                 if self._leads() and time.monotonic() >= self._mark_due:
-                    self._mark_due = time.monotonic() + 4 * config.heartbeat_timeout_sec
+                    self._mark_due = time.monotonic() + 2 * config.heartbeat_timeout_sec
                     self._look_at_mark()
                 elif not self._leads():
                     self._marked = False

@@ -85,6 +85,7 @@ def test_an_app_s_cluster_is_cleaned_as_its_settings_say(cluster: Cluster, datab
         "dead nodes                  7 d              1",
         "rebalance history          30 d              1",
         "audit                      30 d              1",
+        "sightings                  30 d              0",
         "finished claims             2 h          1,500",
         "vacuumed: sync_claim",
     ]
@@ -202,5 +203,6 @@ def test_beat_s_task_does_the_same_for_its_own_app(cluster: Cluster, database_ur
         "lock_creators": 0,
         "history": 1,
         "audit": 1,
+        "sightings": 0,
         "claims": 1500,
     }

@@ -55,6 +55,7 @@ def url(cluster: Cluster, database_url: str) -> str:
 def test_every_command_answers_in_the_documented_shape(url: str) -> None:
     asked = {
         "status": (),
+        "doctor": (),
         "nodes": (),
         "tokens": (),
         "history": (),

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 from faults.proxy import PASS, Exchange, Mode, Proxy
 
+from e2e.examined import finding
 from e2e.history import overlaps
 from e2e.site import TIMEOUT, Site, with_port
 from e2e.waiting import until
@@ -39,6 +40,7 @@ def test_a_worker_cut_off_from_the_broker_gives_its_partitions_up(site: Site, wa
     # takes a change of the prefetch window just then.
     hung = "has not turned" in cut.logs()
     assert ("has had no connection to the broker" in cut.logs()) is not hung
+    assert cut.hostname() in finding(site, "node-cut-off" if not hung else "node-died").what
     assert not hung or how == "stall"
     until(lambda: site.history.runs(running.id)[0].how == "returned", "what ran meanwhile ends")
     way.set(PASS)
