@@ -54,7 +54,6 @@ class Lookout:
         self._leads = leads
         self._seen: dict[tuple[str, str], Seen] = {}
         self._lock = threading.Lock()
-        self._something = threading.Event()
         self._stopping = threading.Event()
         self._info: ClusterInfo | None = None
         self._marked = False
@@ -69,7 +68,6 @@ class Lookout:
     def stop(self) -> None:
         """End the thread soon; what is not written down by then is lost."""
         self._stopping.set()
-        self._something.set()
 
     def saw(self, kind: str, subject: str, **detail: Any) -> None:
         """Remember it, to be written down within some seconds. Any thread; returns at once."""
@@ -79,7 +77,6 @@ class Lookout:
                 return
             times = 1 if before is None else before.times + 1
             self._seen[kind, subject] = Seen(kind, subject, times, detail)
-        self._something.set()
 
     def _heard(self, fact: str, fields: Mapping[str, Any]) -> None:
         about = _TELLING.get(fact)
@@ -92,15 +89,17 @@ class Lookout:
         while not self._stopping.wait(2 * config.heartbeat_interval_sec):
             try:
                 self._write_down()
-                if self._leads() and time.monotonic() >= self._mark_due:
-                    self._mark_due = time.monotonic() + 2 * config.heartbeat_timeout_sec
-                    self._look_at_mark()
-                elif not self._leads():
-                    self._marked = False
-            except StoreError:  # the node loop says what is wrong with the database
+                self._patrol()
+            except Exception:  # the node loop tells of a database that is away, and Celery of a broker
                 logger.debug("jobsync: the lookout goes on later", exc_info=True)
-            except Exception:  # a broker that is away has errors of its own; Celery tells of it
-                logger.debug("jobsync: the lookout goes on later", exc_info=True)
+
+    def _patrol(self) -> None:
+        """Look after the mark, if that is ours to do."""
+        if not self._leads():
+            self._marked = False
+        elif time.monotonic() >= self._mark_due:
+            self._mark_due = time.monotonic() + 2 * self._cluster.config.heartbeat_timeout_sec
+            self._look_at_mark()
 
     def _write_down(self) -> None:
         with self._lock:
