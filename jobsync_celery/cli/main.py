@@ -10,6 +10,7 @@ from jobsync_celery.cli.doctor import doctor
 from jobsync_celery.cli.drain import drain, undrain
 from jobsync_celery.cli.history import history, tokens
 from jobsync_celery.cli.locks import locks
+from jobsync_celery.cli.probe import probe
 from jobsync_celery.cli.rebalance import rebalance
 from jobsync_celery.cli.status import nodes, status
 from jobsync_celery.cli.where import where, why
@@ -37,5 +38,5 @@ def jobsync() -> None:
     """Ask the cluster that runs the app's coordinated tasks, and change it."""
 
 
-for command in COMMANDS:
+for command in (*COMMANDS, probe):
     jobsync.add_command(command)

@@ -16,11 +16,13 @@ from jobsync_celery.errors import JobsyncError, SettingsError
 from jobsync_celery.plugin import beat
 from jobsync_celery.plugin.bootsteps import NodeStep, QueuesStep
 from jobsync_celery.plugin.cluster import Cluster
+from jobsync_celery.plugin.probe import ProbeStep
 from jobsync_celery.plugin.worker import WorkerNode
 from jobsync_celery.runtime.callbacks import Callback
 from jobsync_celery.runtime.draining import lift_drain, order_drain
 from jobsync_celery.runtime.lock_desk import LockCalls, LockDesk, creator_of
 from jobsync_celery.runtime.rebalancing import rebalance
+from jobsync_celery.runtime.vitals import FILE_VARIABLE
 from jobsync_celery.settings import CoordinationConfig
 from jobsync_celery.store.database import set_patience
 from jobsync_celery.store.nodes import NodeRow
@@ -31,6 +33,11 @@ Decorated = TypeVar("Decorated", bound=Callable[..., object])
 _UNSET: Any = object()
 _NODE_NAME = click.Option(
     ("--node-name",), help="Name of this worker in the jobsync cluster; its Celery node name if not given."
+)
+_PROBE_FILE = click.Option(
+    ("--probe-file",),
+    metavar="PATH",
+    help=f"Where this worker says how it is, for jobsync probe. Also read from {FILE_VARIABLE}.",
 )
 _DEFAULT_VISIBILITY_SEC = 3600.0
 #: Seconds for a report.
@@ -75,7 +82,8 @@ class JobSync(LockCalls):
         #: This process's node, if it is a worker.
         self.node: WorkerNode | None = None
         app.jobsync = self
-        app.user_options["worker"].add(_NODE_NAME)
+        app.user_options["worker"].update((_NODE_NAME, _PROBE_FILE))
+        app.steps["worker"].add(ProbeStep)
         if self.cluster is None:
             return
         if (app.conf.broker_url or "").startswith(("redis", "rediss", "sentinel")):

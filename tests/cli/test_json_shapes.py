@@ -9,9 +9,13 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 from command_stage import SHAPE, Cluster, by_url, said
 
+from jobsync_celery.__main__ import main
 from jobsync_celery.cli.main import jobsync
+from jobsync_celery.runtime.clock import boot_clock
+from jobsync_celery.runtime.vitals import Vitals, VitalsFile
 
 #: In the first partition.
 KEY = next(key for key in map(str, range(100)) if SHAPE.tokens.partition_for(key) == 0)
@@ -52,7 +56,14 @@ def url(cluster: Cluster, database_url: str) -> str:
     return database_url
 
 
-def test_every_command_answers_in_the_documented_shape(url: str) -> None:
+def probed(folder: Path) -> Any:
+    """What the probe of a worker says, which no database is asked for."""
+    now = boot_clock()
+    VitalsFile(str(folder / "probe")).write(Vitals("w1@host", 4711, "takes part", now, now, now + 12))
+    return said(CliRunner().invoke(main, ["probe", "readiness", "--file", str(folder / "probe"), "--json"]))
+
+
+def test_every_command_answers_in_the_documented_shape(url: str, tmp_path: Path) -> None:
     asked = {
         "status": (),
         "doctor": (),
@@ -70,11 +81,12 @@ def test_every_command_answers_in_the_documented_shape(url: str) -> None:
         "drain": ("two",),
         "undrain": ("two",),
         "cleanup": ("--dry-run",),
+        "probe": (),
     }
     examples = documented()
     assert set(asked) == set(examples)
     for name, words in asked.items():
-        answer = said(by_url(url, *name.split(), *words, "--json"))
+        answer = probed(tmp_path) if name == "probe" else said(by_url(url, *name.split(), *words, "--json"))
         assert shape(answer) == shape(examples[name]), name
 
 

@@ -21,6 +21,7 @@ from e2e import app as under_test
 from e2e.history import History, doubled, out_of_fence, overlaps
 from e2e.stand_ins import LocalWorker, Worker
 from e2e.waiting import PATIENCE, until
+from jobsync_celery.runtime.vitals import FILE_VARIABLE
 from jobsync_celery.servers.process import Guard
 
 HEARTBEAT = 1.0
@@ -130,6 +131,7 @@ class Site:
             under_test.SETTINGS: json.dumps(settings),
             "TMPDIR": str(self.folder),  # what killed workers leave behind goes with the test's folder
             "PYTHONPATH": os.pathsep.join(filter(None, (str(_TESTS), path))),
+            FILE_VARIABLE: self.probe_file(name),
         }
         if self._guard is None:
             self._guard = Guard(None)
@@ -149,6 +151,10 @@ class Site:
     def node(self, name: str) -> str:
         """The node name of a worker."""
         return f"{name}@{self.prefix}host"  # RabbitMQ refuses a second worker of one name in a virtual host
+
+    def probe_file(self, name: str) -> str:
+        """What a worker writes for probes."""
+        return str(self.folder / f"{name}.probe")
 
     def close(self) -> None:
         """End everything."""

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
+from e2e.waiting import until
 
+from jobsync_celery.runtime.vitals import FILE_VARIABLE, read
 from pages.answers import ANSWERS, judge_of
 from pages.reader import Reader, Rows
 from pages.snippets import ROOT, Snippet, snippets
@@ -73,18 +75,37 @@ def clearing_what_a_worker_left(operator: Reader, snippet: Snippet) -> None:
 def as_kubernetes_would(operator: Reader, deployment: dict[str, Any]) -> None:
     """Run what the manifest runs in its container; the probes find the worker well."""
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert [each["name"] for each in container["env"]] == [FILE_VARIABLE]
+    operator.environment[FILE_VARIABLE] = str(operator.folder / "probe")
     worker = operator.begin(container["command"])
-    hooks = [container["readinessProbe"], container["livenessProbe"], container["lifecycle"]["preStop"]]
+    probes = [container[each] for each in ("startupProbe", "readinessProbe", "livenessProbe")]
+    until(lambda: read(operator.environment[FILE_VARIABLE]) is not None, "the worker writes its file")
     with ThreadPoolExecutor() as threads:
+        hooks = [*probes, container["lifecycle"]["preStop"]]
         list(threads.map(operator.run, (hook["exec"]["command"] for hook in hooks)))
     operator.stop(worker)
+    del operator.environment[FILE_VARIABLE]
+
+
+def parsed_unit(text: str) -> configparser.ConfigParser:
+    parsed = configparser.ConfigParser(interpolation=None)
+    parsed.optionxform = str  # type: ignore[assignment,method-assign]
+    parsed.read_string(text)
+    return parsed
 
 
 def as_systemd_would(operator: Reader, unit: str) -> None:
-    """Run what the unit starts, as its instance 07."""
-    parsed = configparser.ConfigParser(interpolation=None)
-    parsed.optionxform = str  # type: ignore[assignment,method-assign]
-    parsed.read_string(unit)
+    """Run what the unit starts, as its instance 07; and what goes into its service section, beside it."""
+    if not unit.startswith("["):
+        service = parsed_unit(f"[Service]\n{unit}")["Service"]
+        operator.environment[FILE_VARIABLE] = str(operator.folder / "probe")
+        assert service["Environment"].partition("=")[0] == FILE_VARIABLE
+        worker = operator.begin(["celery", "-A", "proj", "worker", "-n", "worker-07@%h", "-l", "INFO"])
+        operator.run(["python", *shlex.split(service["ExecStartPost"])[1:]])
+        operator.stop(worker)
+        del operator.environment[FILE_VARIABLE]
+        return
+    parsed = parsed_unit(unit)
     command = parsed["Service"]["ExecStart"].replace("%i", "07").replace("%%", "%")
     assert command.startswith("/opt/proj/.venv/bin/celery ")
     operator.stop(operator.begin(["celery", *shlex.split(command)[1:]]))

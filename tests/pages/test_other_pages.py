@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from jobsync_celery.runtime.vitals import FILE_VARIABLE
 from jobsync_celery.servers import PrivatePostgres, PrivateRedis
 from pages.conftest import a_reader
 from pages.reader import Reader
@@ -69,6 +70,7 @@ def cluster(
         reader.ask("CREATE TABLE booking (account int, amount int)")
         bodies = "".join(as_task(number, snippet) for number, snippet in enumerate(FENCING))
         (reader.folder / "proj.py").write_text(reader.localised(APP + bodies))
+        reader.environment[FILE_VARIABLE] = str(reader.folder / "probe")
         reader.begin(["celery", "-A", "proj", "worker", "-n", "worker-01@%h", "-c", "1", "-l", "INFO"])
         reader.python("from proj import *")
         yield reader
