@@ -14,6 +14,7 @@ from jobsync_celery.errors import UnsupportedPool
 from jobsync_celery.plugin.coordinated import Registry
 from jobsync_celery.plugin.reconnection import reconnect_soon
 from jobsync_celery.plugin.redis_channel import safe_transport
+from jobsync_celery.plugin.remote import listen
 from jobsync_celery.plugin.worker import WorkerNode
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class NodeStep(bootsteps.StartStopStep):
         """The hub and the pool are made, and no child is forked yet."""
         _refuse_unsupported(worker)
         cluster = worker.app.jobsync.cluster
+        listen(worker)
         _limit_silence(worker.app, cluster.config.heartbeat_timeout_sec)
         name = self._node_name or cluster.config.node_name or worker.hostname
         participates = _participates(worker.app.amqp.queues, cluster.config.queue_prefix)

@@ -49,6 +49,7 @@ class Border:
         self._courier = courier
         self._queues = queues
         self._saw = saw
+        self._held = held
         self._forwarding = Forwarding(inbox, gate, courier, held, queues)
         self._starting: set[int] = set()
         self._stopping: set[int] = set()
@@ -93,6 +94,16 @@ class Border:
         self._inbox.post(self._reconsider, locked)
 
     # -- on the event loop --------------------------------------------------------------------------------------
+
+    @property
+    def forwarding(self) -> int:
+        """How many messages are on their way into another queue."""
+        return len(self._forwarding)
+
+    @property
+    def paused(self) -> list[str]:
+        """The queues of which nothing more is fetched for now."""
+        return [self._queues.name(number) for number in self._held.paused]
 
     def unwelcome(self, partition: int) -> None:
         """The database says that the partition is not ours: the node will learn why; until then, hands off."""

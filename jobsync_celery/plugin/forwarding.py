@@ -51,6 +51,10 @@ class Forwarding:
         self._queues = queues
         #: In the order of arrival.
         self._resting: dict[_Parcel, None] = {}
+        self._under_way = 0
+
+    def __len__(self) -> int:
+        return self._under_way + len(self._resting)
 
     def send(self, delivery: Delivery, messages: list[Any], target: Queue, *, counted: bool = True) -> None:
         """Publish a delivery's message into ``target``, then acknowledge it and its copies.
@@ -85,6 +89,7 @@ class Forwarding:
         self._resting.clear()
 
     def _publish(self, parcel: _Parcel) -> None:
+        self._under_way += 1
         self._courier.forward(
             parcel.messages[0],
             parcel.target,
@@ -94,6 +99,7 @@ class Forwarding:
         )
 
     def _arrived(self, parcel: _Parcel) -> None:
+        self._under_way -= 1
         if self._ours(parcel):
             for message in parcel.messages:
                 self._gate.broker.acknowledge(message)
@@ -101,6 +107,7 @@ class Forwarding:
             self._held.discard(parcel.delivery)
 
     def _failed(self, parcel: _Parcel, error: BaseException) -> None:
+        self._under_way -= 1
         logger.error(
             "jobsync: task %s cannot be published into %s where it belongs, which is tried again every %g s: %r. Does"
             " the broker take such a message (its size, its properties), and may this worker write there?",

@@ -33,6 +33,11 @@ class Held:
         self._paused.clear()
 
     @property
+    def paused(self) -> list[int]:
+        """The partitions that are paused."""
+        return sorted(self._paused)
+
+    @property
     def total(self) -> int:
         """How many messages are held."""
         return self._count.total() if hasattr(self._count, "total") else sum(self._count.values())

@@ -104,12 +104,12 @@ class WorkerNode:
             scribe=self._claimer,
             held=self._held,
             ordinary=worker.process_task,
-            misplaced=lambda delivery: self._border.misplaced(delivery),
-            relocated=lambda *relocated: self._border.relocated(*relocated),
+            misplaced=lambda delivery: self.border.misplaced(delivery),
+            relocated=lambda *relocated: self.border.relocated(*relocated),
             unwelcome=self._unwelcome,
-            gone=lambda: self._border.look(),
+            gone=lambda: self.border.look(),
         )
-        self._border = Border(
+        self.border = Border(
             self._inbox, self.gate, self._consumption, self._courier, self._held, cluster.queues, self._lookout.saw
         )
         self._pulse = Pulse(turns=worker.pool_cls.__module__.rpartition(".")[2] != "solo")
@@ -147,7 +147,7 @@ class WorkerNode:
     def connected(self, consumer: Any) -> None:
         """The consumer has a broker connection, and its task consumer is made but does not consume yet."""
         self._starter.wrap(self._tasks())
-        self._border.consumer = consumer
+        self.border.consumer = consumer
         self._consumption.attach(consumer)
         self._held.attach(consumer.qos)
         self._window.attach(consumer)
@@ -157,10 +157,10 @@ class WorkerNode:
         gate.changed = self._changed
         gate.after_death = self._after_death
         self._pulse.connected()
-        self._border.cut_off = False
+        self.border.cut_off = False
         self._inbox.drain()  # what was asked of the border meanwhile, before anything is fetched
         if self._started:
-            self._border.recover()  # what was fetched on the lost connection
+            self.border.recover()  # what was fetched on the lost connection
         else:
             self._start()
 
@@ -176,7 +176,7 @@ class WorkerNode:
         self._window.detach()
         self.gate.connection_lost()
         self._pulse.disconnected()
-        self._border.disconnected()
+        self.border.disconnected()
 
     def drain(self, consumer: Any) -> None:
         """Warm shutdown: hand over at once, let what runs finish, and acknowledge it while there is a connection.
@@ -253,7 +253,7 @@ class WorkerNode:
 
     def _unwelcome(self, partition: int) -> None:
         if partition in self.gate.accepting:
-            self._border.unwelcome(partition)
+            self.border.unwelcome(partition)
             self._tenancy.disown(frozenset({partition}))
 
     def _heard(self, fact: str, fields: dict[str, Any]) -> None:
@@ -332,8 +332,8 @@ class WorkerNode:
     def _make_tenancy(self) -> Tenancy:
         """Between the node and the border, so that receivers hear of partitions in time."""
         events = self._cluster.events
-        tenancy = Tenancy(self._border, self.lease, self._tenures, Listeners(self._audience, events))
-        self._border.stopped = tenancy.ended
+        tenancy = Tenancy(self.border, self.lease, self._tenures, Listeners(self._audience, events))
+        self.border.stopped = tenancy.ended
         self.gate.tenures = self._tenures
         events.listen(self._heard)
         return tenancy

@@ -91,10 +91,20 @@ class Leadership:
         self._unsettled = False
 
     @property
+    def leader(self) -> Member | None:
+        """Who leads, as far as this node knows; None if it does not watch. Any thread."""
+        return leads(tuple(self._members.values()))
+
+    @property
     def leading(self) -> bool:
         """Whether this node leads, as far as it knows."""
-        leader = leads(self._members.values())
+        leader = self.leader
         return leader is not None and leader.incarnation == self._incarnation
+
+    @property
+    def term(self) -> int | None:
+        """The term in which this node leads, as far as it has planned in it. Any thread."""
+        return self._term if self.leading else None
 
     @property
     def watching(self) -> bool:
@@ -127,6 +137,12 @@ class Leadership:
         if self._composition() != self._planned or answer.unsettled:
             gone = bool(before - set(self._members)) or any(member.draining for member in answer.members)
             self._want_plan(received_at, at_once=gone or answer.unsettled)
+
+    def want_plan(self, now: float) -> None:
+        """Plan at the next tick though nothing has changed, if this node leads: somebody asked for it."""
+        if self.leading:
+            self._reason = "requested"
+            self._want_plan(now, at_once=True)
 
     def tick(self, now: float) -> None:
         """Evict who may be evicted, and plan when a plan is due."""

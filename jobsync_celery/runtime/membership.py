@@ -77,6 +77,8 @@ class Membership:
         #: Somebody else wants this node to drain. It is kept when the node registers anew.
         self.drain_ordered = False
         self.next_due = 0.0
+        #: When the last heartbeat that was answered had been sent, on the boot clock.
+        self.renewed_at: float | None = None
         self._curious = curious
         self._heard = heard
 
@@ -158,6 +160,7 @@ class Membership:
         self._obey(answer)
         self._heard(answer)
         lease = self.identity.lease_sec
+        self.renewed_at = sent_at
         self._lease.renew(self.incarnation, trusted_until(sent_at, lease, margin=margin_for(lease)))
         return answer
 

@@ -17,6 +17,7 @@ from jobsync_celery.runtime.events import Events
 from jobsync_celery.runtime.leadership import FirstPlan, Leadership
 from jobsync_celery.runtime.lease import Lease
 from jobsync_celery.runtime.membership import Hold, Membership
+from jobsync_celery.runtime.orders import Orders
 from jobsync_celery.runtime.ownership import Ownership, Surface
 from jobsync_celery.runtime.placement import Placement
 from jobsync_celery.runtime.pulse import Pulse
@@ -68,10 +69,8 @@ class Node:
     ) -> None:
         name, shape = settings.identity.name, settings.shape
         self._store = store
-        self._settings = settings
-        self._surface = surface
-        self._lease = lease
-        self._events = events
+        self._settings, self._surface = settings, surface
+        self._lease, self._events = lease, events
         self._clock = clock
         self._pulse = pulse or Pulse(clock=clock)
         self._link = store.database.link(f"jobsync {name}")
@@ -104,12 +103,14 @@ class Node:
             TokenMap(shape.total_tokens, shape.partitions, shape.hash_function), settings.timeout, clock
         )
         self.ownership = Ownership(store, self._link, surface, events, name=name, wake=self.wake)
+        self.orders = Orders(store, self._link, name, self.wake)
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
         self._thread = threading.Thread(target=self._run, name="jobsync-node", daemon=True)
         self._ready = False
-        self.down = False
+        #: Since when the database does not answer, on the boot clock; None while it does.
+        self.down_since: float | None = None
         #: The incarnation as leadership and ownership know it. The heartbeat after a registration may fail.
         self._known: int | None = None
         self._sync = self._trusted = self._hangs = False
@@ -185,6 +186,7 @@ class Node:
             if self._draining:
                 self.drained.set()
             return
+        self._take_orders()
         self.ownership.release_stopped(incarnation)
         if self._sync and not self._draining:
             self.ownership.sync(incarnation, giving_up=self.membership.drain_ordered)
@@ -192,6 +194,12 @@ class Node:
         self.leadership.tick(self._clock())
         if self._draining and self.ownership.settled and not self.ownership.owned:
             self.drained.set()
+
+    def _take_orders(self) -> None:
+        if self.orders.record():
+            self.membership.next_due = self._clock()
+        if self.orders.take_rebalance():
+            self.leadership.want_plan(self._clock())
 
     def _feel_pulse(self) -> None:
         """A node that cannot consume gives its partitions up, and one whose loop hangs even its lease.
@@ -231,8 +239,8 @@ class Node:
         sent_at = self._clock()
         answer = self.membership.tick()
         now = self._clock()
-        if self.down:
-            self.down = False
+        if self.down_since is not None:
+            self.down_since = None
             self._events("store_available")
         incarnation = self.membership.incarnation
         if incarnation != self._known:
@@ -288,8 +296,8 @@ class Node:
         self.membership.drain()
 
     def _unavailable(self, error: StoreUnavailable) -> None:
-        if not self.down:
-            self.down = True
+        if self.down_since is None:
+            self.down_since = self._clock()
             self._events("store_unavailable", error=str(error))
         self.membership.retry_soon()
         if self._draining:

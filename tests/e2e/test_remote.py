@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+import click
 import pytest
+from celery.bin.base import CLIContext
+from celery.bin.control import control, inspect
 from click.testing import CliRunner
 
-from e2e.site import Site
+from e2e.site import TIMEOUT, Site
 from e2e.waiting import until
 from jobsync_celery.__main__ import main
+from jobsync_celery.core.model import spans
 from jobsync_celery.servers import PrivatePostgres
 
 SHARED = {"workers": ("w1",), "options": ("-E",)}
@@ -43,6 +50,97 @@ def test_every_kind_of_worker_is_live_and_ready(cluster: Site) -> None:
     assert "coordination off" in probe(cluster, "off", "readiness")[1]
 
 
+def celery(site: Site, command: click.Command, *words: str) -> str:
+    """What ``celery inspect`` or ``celery control`` prints."""
+    done = CliRunner().invoke(command, list(words), obj=CLIContext(site.app, no_color=True, workdir=None))
+    assert done.exit_code == 0, done.output
+    return str(done.stdout)
+
+
+def ask(site: Site, command: str, *names: str, **arguments: Any) -> dict[str, Any]:
+    """Worker -> its answer to a command of remote control."""
+    destination = [site.node(name) for name in names] or None
+    replies = site.app.control.broadcast(
+        command, arguments=arguments, destination=destination, reply=True, timeout=10, limit=len(names) or None
+    )
+    return {node.partition("@")[0]: answer for reply in replies for node, answer in reply.items()}
+
+
+def inspected(site: Site, name: str) -> dict[str, Any]:
+    return ask(site, "jobsync", name)[name]
+
+
+def test_the_command_line_shows_what_a_worker_knows_of_itself(cluster: Site) -> None:
+    [told] = json.loads(celery(cluster, inspect, "jobsync", "--json", "-d", cluster.node("w1"))).values()
+    assert told["node"] == cluster.node("w1") and told["state"] == "takes part"
+    assert told["lease"]["trusted"] and 0 < told["lease"]["left_sec"] <= TIMEOUT
+    assert (told["leads"], told["leader"]) == (True, cluster.node("w1")) and told["term"] >= 1
+    owned = sorted(number for number, owner in cluster.owners().items() if owner == told["node"])
+    assert told["partitions"]["count"] == len(owned) and told["partitions"]["numbers"] == spans(owned)
+    assert told["database"] == {"reachable": True, "away_sec": None}
+    assert set(told["claims"].values()) == {0}
+
+
+def test_claims_in_hand_are_counted(cluster: Site) -> None:
+    key = cluster.key_of(cluster.node("w1"), "counted")
+    results = [cluster.call("step", key, n, 0.5) for n in range(3)]
+    until(lambda: inspected(cluster, "w1")["claims"] == told(running=1, held_back=2), "one runs, two are held back")
+    assert cluster.results(results) == [0, 1, 2]
+
+
+def told(**counts: int) -> dict[str, int]:
+    names = ("running", "ending", "ready", "claiming", "held_back", "forwarding")
+    return dict.fromkeys(names, 0) | counts
+
+
+def test_every_worker_says_what_it_is(cluster: Site) -> None:
+    answers = ask(cluster, "jobsync", "w1", "w2", "other", "off")
+    states = {name: answer["state"] for name, answer in answers.items()}
+    expected = {"w1": "takes part", "w2": "takes part", "other": "forwards only", "off": "coordination off"}
+    assert states == expected
+
+
+def test_a_named_worker_drains_and_takes_part_again(cluster: Site) -> None:
+    assert "ordered" in ask(cluster, "jobsync_drain", "w2")["w2"]["ok"]
+    cluster.until_shared("w1")
+    seen = inspected(cluster, "w2")
+    assert (seen["state"], seen["drain_ordered"], seen["partitions"]["count"]) == ("draining", True, 0)
+    until_probed(cluster, "w2", "readiness", "not ready")
+    rows = cluster.rows("SELECT drain_ordered FROM sync_node WHERE name = %s", cluster.node("w2"))
+    assert rows == [{"drain_ordered": True}]
+    assert "ordered" in ask(cluster, "jobsync_undrain", "w2")["w2"]["ok"]
+    cluster.until_shared("w1", "w2")
+
+
+def test_a_drain_of_nobody_in_particular_is_refused(cluster: Site) -> None:
+    said = celery(cluster, control, "jobsync_drain")
+    assert said.count("no worker was named") == 2 and "no node: forwards only" in said
+    assert "coordination off" in said and "OK" not in said
+    refused = ask(cluster, "jobsync_drain", "w1", whom=cluster.node("w2"))["w1"]["error"]
+    assert f"name workers by -d, as in -d {cluster.node('w1')}" in refused
+    assert {row["state"] for row in cluster.rows("SELECT state FROM sync_node")} == {"live"}
+
+
+def test_all_drain_if_that_is_said(cluster: Site) -> None:
+    assert celery(cluster, control, "jobsync_drain", "all").count("OK") == 2
+    until(lambda: {row["state"] for row in cluster.rows("SELECT state FROM sync_node")} == {"draining"}, "all drain")
+    assert celery(cluster, control, "jobsync_undrain", "all").count("OK") == 2
+    cluster.until_shared("w1", "w2")
+
+
+def test_the_leader_makes_a_plan_and_the_others_say_who_leads(cluster: Site) -> None:
+    cluster.rows("UPDATE sync_partition SET target = NULL WHERE partition_id = 0")
+    answers = ask(cluster, "jobsync_rebalance", "w1", "w2", "other")
+    assert "leads, and makes a plan" in answers["w1"]["ok"]
+    assert answers["w2"]["error"] == f"{cluster.node('w2')} does not lead; {cluster.node('w1')} does"
+    assert "forwards only" in answers["other"]["error"]
+    planned = "SELECT target FROM sync_partition WHERE partition_id = 0 AND target IS NOT NULL"
+    until(lambda: cluster.rows(planned) != [], "there is a plan")
+    latest = "SELECT trigger_reason FROM sync_rebalance ORDER BY id DESC LIMIT 1"
+    assert cluster.rows(latest) == [{"trigger_reason": "requested"}]
+    cluster.until_shared("w1", "w2")
+
+
 def test_a_worker_that_is_stopped_is_neither_live_nor_ready(cluster: Site) -> None:
     w1 = next(worker for worker in cluster.workers if worker.hostname() == cluster.node("w1"))
     w1.freeze(group=False)
@@ -52,6 +150,7 @@ def test_a_worker_that_is_stopped_is_neither_live_nor_ready(cluster: Site) -> No
     finally:
         w1.thaw(group=False)
     until_probed(cluster, "w1", "liveness", "live", limit=2)
+    until_probed(cluster, "w1", "readiness", "ready")
     cluster.until_shared("w1", "w2")
 
 
@@ -61,7 +160,14 @@ def test_without_the_database_a_worker_is_live_and_not_ready(cluster: Site, post
         until_probed(cluster, "w1", "readiness", "not ready")
         for name in ("w1", "w2", "other", "off"):
             assert probe(cluster, name, "liveness", limit=10)[0] == 0
+        seen = inspected(cluster, "w1")
+        assert (seen["state"], seen["lease"]["trusted"]) == ("no lease", False)
+        assert seen["database"]["reachable"] is False and seen["database"]["away_sec"] > 0
+        assert "recorded as soon as the database answers" in ask(cluster, "jobsync_drain", "w2")["w2"]["ok"]
         assert probe(cluster, "off", "readiness")[0] == probe(cluster, "other", "readiness")[0] == 0
     finally:
         postgres.start()
     until_probed(cluster, "w1", "readiness", "ready")
+    cluster.until_shared("w1")
+    ask(cluster, "jobsync_undrain", "w2")
+    cluster.until_shared("w1", "w2")

@@ -1,0 +1,52 @@
+"""Orders to one node from its own process: its loop carries them out, also when the database was away meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from node_stage import Cluster
+from stage import eventually, rows
+
+
+@pytest.fixture
+def cluster(database_url: str) -> Iterator[Cluster]:
+    cluster = Cluster(database_url)
+    cluster.start("a", "b")
+    eventually(cluster.balanced)
+    yield cluster
+    cluster.close()
+
+
+def row(cluster: Cluster, name: str) -> tuple[str, bool]:
+    [found] = rows(cluster.store, "SELECT state, drain_ordered FROM {node} WHERE name = :name", name=name)
+    return found[0], found[1]
+
+
+def test_a_node_that_is_told_to_drain_hands_everything_over_until_it_is_told_otherwise(cluster: Cluster) -> None:
+    told = cluster.workers["b"]
+    told.node.orders.drain()
+    eventually(lambda: row(cluster, "b") == ("draining", True) and not told.surface.consumed)
+    assert told.node.membership.drain_ordered and told.lease.trusted
+    told.node.orders.undrain()
+    eventually(lambda: row(cluster, "b") == ("live", False) and cluster.balanced())
+
+
+def test_an_order_is_kept_while_the_node_has_no_row(cluster: Cluster) -> None:
+    told = cluster.workers["b"]
+    with cluster.store.database.transaction() as tx:
+        cluster.store.nodes.declare_dead(tx, "b", told.node.membership.incarnation or 0, None)
+        told.node.orders.drain()
+    eventually(lambda: row(cluster, "b") == ("draining", True) and not told.surface.consumed)
+
+
+def test_the_leader_plans_when_it_is_told_to_and_another_node_does_not(cluster: Cluster) -> None:
+    leader, other = cluster.workers["a"].node, cluster.workers["b"].node
+    assert leader.leadership.leading and leader.leadership.leader is not None
+    rows(cluster.store, "UPDATE {partition} SET target = NULL WHERE partition_id = 0 RETURNING 1")
+    other.orders.rebalance()
+    eventually(lambda: not other.orders._rebalance)
+    leader.orders.rebalance()
+    eventually(cluster.balanced)
+    planned = rows(cluster.store, "SELECT trigger_reason, leader_node FROM {rebalance} ORDER BY id DESC LIMIT 1")
+    assert planned == [("requested", "a")]
