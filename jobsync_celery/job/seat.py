@@ -36,8 +36,8 @@ _FAREWELL_SEC = 5.0
 _LOOK_AGAIN_SEC = 0.25
 #: What the log says of facts that mean something else for a worker.
 LINES = {
-    "name_taken": "{name!r} cannot take part: another live process has this name (host {host}, pid {pid}). Give each"
-    " node a name of its own",
+    "name_taken": "{name!r} cannot take part: another live process has this name (host {holder_host}, pid"
+    " {holder_pid}). Give each node a name of its own",
     "store_unavailable": "the coordination database does not answer ({error}). When the lease ends no task is this"
     " node's, until the database answers again",
     "schema_refused": "coordination refused: {error}",
@@ -145,7 +145,7 @@ class Seat:
             if orderly and self.node.leave(_FAREWELL_SEC):
                 self._presence.remove()
             elif not orderly:
-                self._events("not_released", name=self.name)
+                self._events("not_released", name=self.name, why="it was interrupted, or a callback does not return")
                 self.node.abandon(_FAREWELL_SEC)
 
     def _question(self) -> Callable[[str], bool]:

@@ -15,6 +15,7 @@ from jobsync_celery.plugin.held import Held
 from jobsync_celery.plugin.inbox import Inbox
 from jobsync_celery.plugin.router import PartitionQueues
 from jobsync_celery.plugin.scheduled import withdraw_scheduled
+from jobsync_celery.runtime.events import Events
 from jobsync_celery.store.outcomes import Elsewhere
 from jobsync_celery.store.partitions import LockPartition
 
@@ -41,6 +42,7 @@ class Border:
         courier: Courier,
         held: Held,
         queues: PartitionQueues,
+        events: Events,
         saw: Callable[..., None] = lambda kind, subject, **detail: None,
     ) -> None:
         self._inbox = inbox
@@ -50,7 +52,7 @@ class Border:
         self._queues = queues
         self._saw = saw
         self._held = held
-        self._forwarding = Forwarding(inbox, gate, courier, held, queues)
+        self._forwarding = Forwarding(inbox, gate, courier, held, queues, events)
         self._starting: set[int] = set()
         self._stopping: set[int] = set()
         self._patient_until = 0.0

@@ -22,6 +22,7 @@ from jobsync_celery.errors import StoreUnavailable
 from jobsync_celery.plugin.redis_channel import restore_unacked
 from jobsync_celery.plugin.router import HOPS
 from jobsync_celery.plugin.stranded import unacked_runs
+from jobsync_celery.runtime.events import Events
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +49,10 @@ class Courier:
         running: of the given runs, those that are running at a live node; may ask the database.
     """
 
-    def __init__(self, app: Celery, running: Callable[[Sequence[Run]], Collection[Run]]) -> None:
+    def __init__(self, app: Celery, running: Callable[[Sequence[Run]], Collection[Run]], events: Events) -> None:
         self._app = app
         self._running = running
+        self._events = events
         self._errands: queue.SimpleQueue[_Errand | None] = queue.SimpleQueue()
         self._connection: Any = None
         self._stopping = threading.Event()
@@ -106,7 +108,7 @@ class Courier:
                     break
                 # Clients of brokers do not name every loss of a connection as one: a new connection tells.
                 suspected = not away
-                logger.warning("jobsync: a broker errand failed and is tried again: %r", error)
+                self._events("errand_failed", error=repr(error))
                 if away:
                     self._stopping.wait(_RETRY_SEC)
         self._disconnect()
@@ -167,7 +169,7 @@ class Courier:
             keep = {tag for tag, run in runs.items() if run in alive} | in_hand
             restored = restore_unacked(channel, queues, keep)
             if restored:
-                logger.warning("jobsync: %d messages that a dead worker had fetched are back in their queues", restored)
+                self._events("messages_restored", count=restored)
         then()
 
     def _connected(self) -> Any:

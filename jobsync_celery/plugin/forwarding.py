@@ -7,7 +7,6 @@ first hops are made at once. From then on a message rests between them, and arri
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,8 +19,7 @@ from jobsync_celery.plugin.gate import Gate
 from jobsync_celery.plugin.held import Held
 from jobsync_celery.plugin.inbox import Inbox
 from jobsync_celery.plugin.router import HOPS, PartitionQueues
-
-logger = logging.getLogger(__name__)
+from jobsync_celery.runtime.events import Events
 
 #: After so many hops a message goes on slowly, and is reported.
 MOST_HOPS = 8
@@ -43,12 +41,15 @@ class Forwarding:
     The gate has forgotten these deliveries. Those that rest are held, so that they do not narrow the prefetch window.
     """
 
-    def __init__(self, inbox: Inbox, gate: Gate, courier: Courier, held: Held, queues: PartitionQueues) -> None:
+    def __init__(
+        self, inbox: Inbox, gate: Gate, courier: Courier, held: Held, queues: PartitionQueues, events: Events
+    ) -> None:
         self._inbox = inbox
         self._gate = gate
         self._courier = courier
         self._held = held
         self._queues = queues
+        self._events = events
         #: In the order of arrival.
         self._resting: dict[_Parcel, None] = {}
         self._under_way = 0
@@ -65,13 +66,7 @@ class Forwarding:
         parcel = _Parcel(delivery, messages, target, counted)
         hops = int(messages[0].headers.get(HOPS) or 0)
         if counted and hops >= MOST_HOPS:
-            logger.error(
-                "jobsync: task %s was forwarded %d times, and is forwarded again in %g s: do all nodes and producers"
-                " agree on partitions, total_tokens, hash_function, and the nodes= of the task?",
-                delivery.run.task_id,
-                hops,
-                REST_SEC,
-            )
+            self._events("misrouted", task=delivery.run.task_id, hops=hops, rest=REST_SEC)
             self._rest(parcel)
         else:
             self._publish(parcel)
@@ -108,14 +103,8 @@ class Forwarding:
 
     def _failed(self, parcel: _Parcel, error: BaseException) -> None:
         self._under_way -= 1
-        logger.error(
-            "jobsync: task %s cannot be published into %s where it belongs, which is tried again every %g s: %r. Does"
-            " the broker take such a message (its size, its properties), and may this worker write there?",
-            parcel.delivery.run.task_id,
-            parcel.target.name,
-            REST_SEC,
-            error,
-        )
+        task, queue = parcel.delivery.run.task_id, parcel.target.name
+        self._events("not_published", task=task, queue=queue, rest=REST_SEC, error=repr(error))
         self._rest(parcel)
 
     def _rest(self, parcel: _Parcel) -> None:

@@ -26,11 +26,14 @@ from kombu.utils import json as kombu_json
 from kombu.utils.scheduling import priority_cycle
 
 from jobsync_celery.plugin.redis_scripts import PUT_BACK, TAKE
+from jobsync_celery.runtime.events import Events
 
 stock: Any = kombu_redis  #: kombu is untyped
 loads: Any = kombu_json.loads
 local_qos: Any = virtual.QoS  #: knows what this process has in hand, and not the server
 logger = logging.getLogger(__name__)
+#: Heard by the log only: a channel belongs to a connection, and knows no app.
+_events = Events()
 
 BATCH = 64  #: most messages taken in one round trip
 IDLE_POLL = 0.05  #: seconds between looks at empty queues on a server without CLIENT TRACKING
@@ -234,7 +237,7 @@ class SafeChannel(stock.Channel):
             if at > 0:
                 self._batch.append(Taken(tag.decode(), raw, [key], queue))
             else:
-                logger.error("unreadable message of queue %s set aside in %s", queue, SET_ASIDE)
+                _events("set_aside", queue=queue, where=SET_ASIDE)
         if not found:  # the wait for the next push begins, and a report may already be in the buffer
             self._read_reports(connection)
 

@@ -43,7 +43,7 @@ def settle(delivery: Delivery, broker: Broker, connection: int, *, ours: bool) -
 
 def fail(request: Any, error: Exception, *copies: Any) -> None:
     """Fail a task that can never be run: its result says why, and its message is rejected for good."""
-    logger.error("jobsync: task %s[%s] is failed: %s", request.name, request.id, error)
+    request.app.jobsync.cluster.events("task_failed", task_name=request.name, task=request.id, error=str(error))
     request.task.backend.mark_as_failure(request.id, error, request=request._context, store_result=request.store_errors)
     for each in (request, *copies):
         each.reject(requeue=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import socket
 import threading
@@ -20,6 +19,7 @@ from jobsync_celery.core.model import Run
 from jobsync_celery.plugin.arrivals import Arrivals
 from jobsync_celery.plugin.audience import Audience
 from jobsync_celery.plugin.border import Border
+from jobsync_celery.plugin.broadcast import Broadcast
 from jobsync_celery.plugin.brokers import broker_for
 from jobsync_celery.plugin.cluster import Cluster
 from jobsync_celery.plugin.consumption import Consumption
@@ -47,8 +47,6 @@ from jobsync_celery.runtime.tenancy import Tenancy
 from jobsync_celery.runtime.tenures import Tenures
 from jobsync_celery.store.guard import Guard
 from jobsync_celery.store.nodes import Identity
-
-logger = logging.getLogger(__name__)
 
 #: How long a worker that stops waits for the database before it leaves its lease to end by itself.
 _FAREWELL_SEC = 5.0
@@ -94,7 +92,7 @@ class WorkerNode:
             max_lost_runs=config.max_lost_runs,
         )
         self._consumption = Consumption(cluster.app, cluster.queues)
-        self._courier = Courier(cluster.app, self._running)
+        self._courier = Courier(cluster.app, self._running, cluster.events)
         self._lookout = Lookout(cluster, name, leads=lambda: self.lease.trusted and self.node.leadership.leading)
         self._held = Held(config.hold_limit, self._consumption.pause, self._consumption.resume)
         self.gate = Gate(
@@ -110,8 +108,9 @@ class WorkerNode:
             gone=lambda: self.border.look(),
         )
         self.border = Border(
-            self._inbox, self.gate, self._consumption, self._courier, self._held, cluster.queues, self._lookout.saw
-        )
+            self._inbox, self.gate, self._consumption, self._courier, self._held, cluster.queues, cluster.events,
+            self._lookout.saw,
+        )  # fmt: skip
         self._pulse = Pulse(turns=worker.pool_cls.__module__.rpartition(".")[2] != "solo")
         self._tenancy = self._make_tenancy()
         self.node = Node(
@@ -147,7 +146,7 @@ class WorkerNode:
     def connected(self, consumer: Any) -> None:
         """The consumer has a broker connection, and its task consumer is made but does not consume yet."""
         self._starter.wrap(self._tasks())
-        self.border.consumer = consumer
+        self.border.consumer = self._broadcast.consumer = consumer
         self._consumption.attach(consumer)
         self._held.attach(consumer.qos)
         self._window.attach(consumer)
@@ -199,7 +198,7 @@ class WorkerNode:
             # A receiver that cleans up is waited for like a body that runs.
             quiet_since = None if self.gate.running or self._tenancy.busy else quiet_since or time.monotonic()
             if quiet_since is not None and time.monotonic() > quiet_since + _FAREWELL_SEC:
-                logger.error("jobsync: stopping without having recorded and handed over everything: the lease ends it")
+                self._cluster.events("not_released", name=self.name, why="the database or the broker did not answer")
                 break
             self._worker.hub.run_once()
             if self._results is not None and not self._results.bury():
@@ -242,8 +241,10 @@ class WorkerNode:
             # To leave is to release: without it the lease ends by itself, which is slower, and safe.
             if self._tenancy.close(_FAREWELL_SEC):
                 self.node.leave(_FAREWELL_SEC)
+                self._broadcast.send()
             else:
-                logger.error("jobsync: a receiver of partitions_revoked does not return: the lease ends by itself")
+                why = "a receiver of partitions_revoked does not return"
+                self._cluster.events("not_released", name=self.name, why=why)
 
     def _in_child(self, **_: Any) -> None:
         """In a pool child, and in the worker itself where the pool has no children."""
@@ -322,6 +323,8 @@ class WorkerNode:
         signals.worker_process_init.connect(self._in_child, weak=False)
         hub.on_tick.update((self._claimer.flush, self._pulse.turned))
         hub.on_close.add(self._on_hub_close)
+        self._broadcast = Broadcast(self._inbox, self.name)
+        self._cluster.events.listen(self._broadcast.hear)
 
     def _make_starter(self) -> Starter:
         listeners = Listeners(self._audience, self._cluster.events, let_pass=_ENDS_OF_CHILD)

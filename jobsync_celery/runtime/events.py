@@ -30,12 +30,13 @@ FACTS: dict[str, tuple[int, str]] = {
     "node_evicted": (logging.WARNING, "node {victim} (incarnation {incarnation}) was declared dead by {by}"),
     "name_taken": (
         logging.ERROR,
-        "coordination refused: another live worker is registered as {name!r} (host {host}, pid {pid})."
+        "coordination refused: another live worker is registered as {name!r} (host {holder_host}, pid"
+        " {holder_pid})."
         " Give this worker a name of its own with -n or --node-name. Ordinary queues are still served",
     ),
     "waiting_for_name": (
         logging.WARNING,
-        "the name {name!r} is still held by host {host}, pid {pid}: waiting for its lease to end",
+        "the name {name!r} is still held by host {holder_host}, pid {holder_pid}: waiting for its lease to end",
     ),
     "store_unavailable": (
         logging.ERROR,
@@ -69,8 +70,7 @@ FACTS: dict[str, tuple[int, str]] = {
     "partitions_released": (logging.INFO, "released partitions {numbers}"),
     "not_released": (
         logging.ERROR,
-        "{name} stops without having handed everything over, for it was interrupted, or a callback does not return: its"
-        " lease ends by itself",
+        "{name} stops without having recorded and handed over everything, for {why}: its lease ends by itself",
     ),
     "guest": (
         logging.WARNING,
@@ -86,6 +86,23 @@ FACTS: dict[str, tuple[int, str]] = {
         "{count} tasks of {name}, {first!r} first, were not recorded as done: its lease had ended, and another node has"
         " taken them over since",
     ),
+    "task_failed": (logging.ERROR, "task {task_name}[{task}] is failed: {error}"),
+    "misrouted": (
+        logging.ERROR,
+        "task {task} was forwarded {hops} times, and is forwarded again in {rest:g} s: do all nodes and producers agree"
+        " on partitions, total_tokens, hash_function, and the nodes= of the task?",
+    ),
+    "not_published": (
+        logging.ERROR,
+        "task {task} cannot be published into {queue} where it belongs, which is tried again every {rest:g} s: {error}."
+        " Does the broker take such a message (its size, its properties), and may this worker write there?",
+    ),
+    "set_aside": (logging.ERROR, "an unreadable message of queue {queue} is set aside in {where}"),
+    "errand_failed": (logging.WARNING, "a broker errand failed and is tried again: {error}"),
+    "messages_restored": (
+        logging.WARNING,
+        "{count} messages that a dead worker had fetched are back in their queues",
+    ),
     "request_failed": (logging.ERROR, "a claim could not be processed: {error}"),
     "schema_refused": (logging.ERROR, "coordination refused: {error}. Ordinary queues are still served"),
     "listener_failed": (logging.ERROR, "a receiver of {signal} failed: {receiver}: {error}"),
@@ -96,6 +113,38 @@ FACTS: dict[str, tuple[int, str]] = {
     ),
     "loop_error": (logging.ERROR, "coordination stumbled and goes on: {error}"),
 }
+
+#: What concerns one task, one receiver or one program: it is logged, and no event of the cluster.
+LOG_ONLY = frozenset(
+    (
+        "cleaned_up",
+        "errand_failed",
+        "guest",
+        "listener_failed",
+        "listener_slow",
+        "loop_error",
+        "misrouted",
+        "not_published",
+        "not_vacuumed",
+        "request_failed",
+        "set_aside",
+        "task_failed",
+        "tasks_not_recorded",
+        "tasks_overtaken",
+    )
+)
+_LONGEST_TEXT = 1000
+
+
+def plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a fact for machines: numbers and texts of bounded length, partitions as spans and their count."""
+    told: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name == "numbers":
+            told["count"] = len(value)
+            value = spans(value)
+        told[name] = value if value is None or isinstance(value, (bool, int, float)) else str(value)[:_LONGEST_TEXT]
+    return told
 
 
 class Events:
@@ -120,7 +169,8 @@ class Events:
 
     def __call__(self, fact: str, **fields: Any) -> None:
         """Emit one fact of :data:`FACTS`."""
-        logger.log(FACTS[fact][0], "jobsync: %s", self.line(fact, fields), extra={"jobsync_event": fact})
+        structured = {"jobsync_event": fact, "jobsync": plain(fields)}
+        logger.log(FACTS[fact][0], "jobsync: %s", self.line(fact, fields), extra=structured)
         for listener in self._listeners:
             try:
                 listener(fact, fields)

@@ -239,4 +239,4 @@ class Membership:
         return False
 
     def _report(self, fact: str, incumbent: Incumbent) -> None:
-        self._events(fact, name=self.name, host=incumbent.hostname, pid=incumbent.pid)
+        self._events(fact, name=self.name, holder_host=incumbent.hostname, holder_pid=incumbent.pid)

@@ -3,31 +3,96 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import pytest
 from celery.bin.base import CLIContext
 from celery.bin.control import control, inspect
 from click.testing import CliRunner
+from faults.proxy import PASS, Exchange, Mode, Proxy
 
-from e2e.site import TIMEOUT, Site
+from e2e.site import Site, with_port
 from e2e.waiting import until
 from jobsync_celery.__main__ import main
 from jobsync_celery.core.model import spans
 from jobsync_celery.servers import PrivatePostgres
 
-SHARED = {"workers": ("w1",), "options": ("-E",)}
+#: It leads, and its loop stands still while a task runs.
+LEASE = 2.0
+SHARED = {
+    "workers": ("w1",),
+    "options": ("-P", "solo"),
+    "jobsync": {"heartbeat_interval_sec": 0.5, "heartbeat_timeout_sec": LEASE},
+}
 
 
 @pytest.fixture(scope="module")
-def cluster(shared: Site) -> Site:
-    """A worker with the pool prefork, one with solo, and two that take no part."""
-    shared.worker("w2", "-E", "-P", "solo")
+def way(shared: Site) -> Iterator[Proxy]:
+    """w2's way to the broker."""
+    exchange = Exchange()
+    proxy = Proxy(exchange, urlsplit(shared.broker_url).port or 0)
+    yield proxy
+    proxy.close()
+    exchange.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(shared: Site, way: Proxy) -> Site:
+    """Two workers that take part, and two that do not."""
+    shared.worker("w2", "-E", broker=with_port(shared.broker_url, way.port))
     shared.worker("other", "-Q", f"{shared.prefix}other")
     shared.worker("off", off=True)
     shared.until_shared("w1", "w2")
     return shared
+
+
+class Monitor:
+    """Receives events as ``celery events`` does, those of ours only."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._seen: list[dict[str, Any]] = []
+        self._ready, self._over = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._capture, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(10)
+
+    def _capture(self) -> None:
+        receiver = self._site.app.events.Receiver(
+            self._site.app.connection_for_read(), handlers={"*": self._seen.append}, routing_key="jobsync.#"
+        )
+        with receiver.consumer_context() as (connection, _, _):
+            self._ready.set()
+            while not self._over.is_set():
+                with suppress(socket.timeout):
+                    connection.drain_events(timeout=0.2)
+
+    def of(self, name: str) -> dict[str, list[dict[str, Any]]]:
+        """Type -> the events of a worker."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for event in list(self._seen):
+            if event["hostname"] == event["node"] == self._site.node(name):
+                found.setdefault(event["type"], []).append(event)
+        return found
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def monitor(cluster: Site) -> Iterator[Monitor]:
+    """Whoever watches."""
+    monitor = Monitor(cluster)
+    yield monitor
+    monitor.close()
 
 
 def probe(site: Site, name: str, question: str, limit: float = 60) -> tuple[int, str]:
@@ -73,7 +138,7 @@ def inspected(site: Site, name: str) -> dict[str, Any]:
 def test_the_command_line_shows_what_a_worker_knows_of_itself(cluster: Site) -> None:
     [told] = json.loads(celery(cluster, inspect, "jobsync", "--json", "-d", cluster.node("w1"))).values()
     assert told["node"] == cluster.node("w1") and told["state"] == "takes part"
-    assert told["lease"]["trusted"] and 0 < told["lease"]["left_sec"] <= TIMEOUT
+    assert told["lease"]["trusted"] and 0 < told["lease"]["left_sec"] <= LEASE
     assert (told["leads"], told["leader"]) == (True, cluster.node("w1")) and told["term"] >= 1
     owned = sorted(number for number, owner in cluster.owners().items() if owner == told["node"])
     assert told["partitions"]["count"] == len(owned) and told["partitions"]["numbers"] == spans(owned)
@@ -82,9 +147,9 @@ def test_the_command_line_shows_what_a_worker_knows_of_itself(cluster: Site) -> 
 
 
 def test_claims_in_hand_are_counted(cluster: Site) -> None:
-    key = cluster.key_of(cluster.node("w1"), "counted")
+    key = cluster.key_of(cluster.node("w2"), "counted")
     results = [cluster.call("step", key, n, 0.5) for n in range(3)]
-    until(lambda: inspected(cluster, "w1")["claims"] == told(running=1, held_back=2), "one runs, two are held back")
+    until(lambda: inspected(cluster, "w2")["claims"] == told(running=1, held_back=2), "one runs, two are held back")
     assert cluster.results(results) == [0, 1, 2]
 
 
@@ -100,7 +165,7 @@ def test_every_worker_says_what_it_is(cluster: Site) -> None:
     assert states == expected
 
 
-def test_a_named_worker_drains_and_takes_part_again(cluster: Site) -> None:
+def test_a_named_worker_drains_and_takes_part_again(cluster: Site, monitor: Monitor) -> None:
     assert "ordered" in ask(cluster, "jobsync_drain", "w2")["w2"]["ok"]
     cluster.until_shared("w1")
     seen = inspected(cluster, "w2")
@@ -110,10 +175,30 @@ def test_a_named_worker_drains_and_takes_part_again(cluster: Site) -> None:
     assert rows == [{"drain_ordered": True}]
     assert "ordered" in ask(cluster, "jobsync_undrain", "w2")["w2"]["ok"]
     cluster.until_shared("w1", "w2")
+    ours = {"jobsync-node-draining", "jobsync-partitions-released", "jobsync-node-resumed", "jobsync-partitions-taken"}
+    until(lambda: set(monitor.of("w2")) >= ours, "w2 has told of it")
+    until(lambda: "jobsync-rebalanced" in monitor.of("w1"), "the leader has told of it, though it was not asked to")
+    [taken] = monitor.of("w2")["jobsync-partitions-taken"]
+    assert taken["numbers"] == spans(n for n, owner in sorted(cluster.owners().items()) if owner == taken["node"])
+    assert cluster.database_url not in json.dumps(monitor.of("w1"))
+
+
+def test_without_the_broker_a_worker_is_live_and_tells_afterwards(cluster: Site, monitor: Monitor, way: Proxy) -> None:
+    until_probed(cluster, "w2", "readiness", "ready")
+    way.set(Mode("refuse"))
+    until_probed(cluster, "w2", "readiness", "not ready")  # it drains itself
+    assert probe(cluster, "w2", "liveness", limit=2)[0] == 0
+    cut = time.time()
+    assert "jobsync-cannot-consume" not in monitor.of("w2")
+    way.set(PASS)
+    until(lambda: "jobsync-cannot-consume" in monitor.of("w2"), "w2 tells what happened meanwhile")
+    assert monitor.of("w2")["jobsync-cannot-consume"][0]["timestamp"] <= cut
+    cluster.until_shared("w1", "w2")
+    until_probed(cluster, "w2", "readiness", "ready")
 
 
 def test_a_drain_of_nobody_in_particular_is_refused(cluster: Site) -> None:
-    said = celery(cluster, control, "jobsync_drain")
+    said = celery(cluster, control, "jobsync_drain", "-t", "0.5")
     assert said.count("no worker was named") == 2 and "no node: forwards only" in said
     assert "coordination off" in said and "OK" not in said
     refused = ask(cluster, "jobsync_drain", "w1", whom=cluster.node("w2"))["w1"]["error"]
@@ -122,9 +207,9 @@ def test_a_drain_of_nobody_in_particular_is_refused(cluster: Site) -> None:
 
 
 def test_all_drain_if_that_is_said(cluster: Site) -> None:
-    assert celery(cluster, control, "jobsync_drain", "all").count("OK") == 2
+    assert celery(cluster, control, "jobsync_drain", "all", "-t", "0.5").count("OK") == 2
     until(lambda: {row["state"] for row in cluster.rows("SELECT state FROM sync_node")} == {"draining"}, "all drain")
-    assert celery(cluster, control, "jobsync_undrain", "all").count("OK") == 2
+    assert celery(cluster, control, "jobsync_undrain", "all", "-t", "0.5").count("OK") == 2
     cluster.until_shared("w1", "w2")
 
 
@@ -142,15 +227,15 @@ def test_the_leader_makes_a_plan_and_the_others_say_who_leads(cluster: Site) -> 
 
 
 def test_a_worker_that_is_stopped_is_neither_live_nor_ready(cluster: Site) -> None:
-    w1 = next(worker for worker in cluster.workers if worker.hostname() == cluster.node("w1"))
-    w1.freeze(group=False)
+    w2 = next(worker for worker in cluster.workers if worker.hostname() == cluster.node("w2"))
+    w2.freeze(group=False)
     try:
-        until_probed(cluster, "w1", "liveness", "not live", limit=2)
-        until_probed(cluster, "w1", "readiness", "not ready")
+        until_probed(cluster, "w2", "liveness", "not live", limit=2)
+        until_probed(cluster, "w2", "readiness", "not ready")
     finally:
-        w1.thaw(group=False)
-    until_probed(cluster, "w1", "liveness", "live", limit=2)
-    until_probed(cluster, "w1", "readiness", "ready")
+        w2.thaw(group=False)
+    until_probed(cluster, "w2", "liveness", "live", limit=2)
+    until_probed(cluster, "w2", "readiness", "ready")
     cluster.until_shared("w1", "w2")
 
 

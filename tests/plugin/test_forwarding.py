@@ -20,6 +20,7 @@ from jobsync_celery.plugin.forwarding import MOST_HOPS
 from jobsync_celery.plugin.gate import Gate
 from jobsync_celery.plugin.inbox import Inbox
 from jobsync_celery.plugin.router import HOPS, ORIGIN, PartitionQueues, TokenRouter
+from jobsync_celery.runtime.events import Events
 from jobsync_celery.store.outcomes import Elsewhere, Ending, Granted
 
 TOKENS = TokenMap(100, 8, "md5")
@@ -43,7 +44,7 @@ class Post:
         self.app.conf.accept_content = ["json", "pickle"]
         self.app.task(name="proj.task", shared=False)(_task)
         self.source, self.target = (Queue(f"{name}-{end}", routing_key=f"{name}-{end}") for end in ("from", "to"))
-        self.courier = Courier(self.app, lambda runs: [])
+        self.courier = Courier(self.app, lambda runs: [], Events())
         self.failed: list[BaseException] = []
         self._turn = threading.Semaphore(0)
         with self.app.connection_for_write() as connection:
@@ -193,7 +194,7 @@ class Hands:
             relocated=lambda *relocated: self.border.relocated(*relocated),
             gone=lambda: None,
         )  # fmt: skip
-        self.border = Border(inbox, self.gate, consumption, courier, held, self.queues)
+        self.border = Border(inbox, self.gate, consumption, courier, held, self.queues, Events())
         self.border.consumer = SimpleNamespace(task_buckets={})
         self.gate.broker = SimpleNamespace(  # type: ignore[assignment]
             acknowledge=lambda message: self.done.append(("acknowledged", message.delivery_tag)),

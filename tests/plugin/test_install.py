@@ -7,6 +7,7 @@ from celery import Celery
 
 from jobsync_celery import CoordinationConfig, JobSync, coordinated, current_claim
 from jobsync_celery.errors import JobsyncError, KeyMissing, SettingsError
+from jobsync_celery.plugin.probe import ProbeStep
 
 URL = "postgresql+psycopg2://nobody@localhost/none"
 
@@ -38,7 +39,7 @@ def test_switched_off_an_app_is_an_ordinary_one(off: object) -> None:
         current_claim().guard(None)
         return account
 
-    assert jobsync.cluster is None and not app.steps["worker"] and not app.steps["consumer"]
+    assert jobsync.cluster is None and app.steps["worker"] == {ProbeStep} and not app.steps["consumer"]
     assert app.amqp.router.route({}, settle.name, (1,), {}, settle)["queue"].name == "celery"
     assert settle(7) == 7
     with pytest.raises(JobsyncError, match="switched off"):

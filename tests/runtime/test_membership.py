@@ -115,7 +115,7 @@ def test_a_name_whose_process_is_provably_gone_is_taken_over_at_once(stage: Stag
 def test_a_name_in_use_is_waited_for_until_its_lease_has_ended(stage: Stage) -> None:
     old = join(stage.store, "a", presence="theirs")
     assert stage.tick() is None
-    assert stage.facts.of("waiting_for_name") == [{"name": "a", "host": "host", "pid": 7}]
+    assert stage.facts.of("waiting_for_name") == [{"name": "a", "holder_host": "host", "holder_pid": 7}]
     stage.clock.pass_by(LEASE)
     assert stage.tick() is None  # the clocks may differ a little
     assert stage.member.next_due - stage.clock.now <= 1.0
