@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import logging
 import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from sqlalchemy import create_engine
 
 import jobsync_celery
 from jobsync_celery.doctor.doctor import CHECKS
+from jobsync_celery.plugin.broadcast import event_type
+from jobsync_celery.runtime.events import FACTS, LOG_ONLY, plain
 from jobsync_celery.settings import CoordinationConfig
 from jobsync_celery.store.database import Database
 from jobsync_celery.store.schema import ClusterShape, ensure_schema
@@ -27,6 +31,7 @@ SETTING = re.compile(r"^\| `(\w+)` \| `(.+?)` \|", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 ANCHOR = re.compile(r"\]\(([^)#:]*)#([^)]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+FACT = re.compile(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*?) \| (.+) \|$", re.MULTILINE)
 MEMBER = re.compile(r"`(JobSync|Job|Claim|CoordinationConfig)\.(\w+)")
 
 
@@ -136,6 +141,24 @@ def test_the_api_page_names_every_method() -> None:
         if not name.startswith("_")
     }
     assert not public - named
+
+
+def test_the_page_on_events_names_every_fact_with_its_level_its_fields_and_its_event() -> None:
+    listed = FACT.findall((ROOT / "docs" / "reference" / "events.md").read_text())
+    told = {
+        name: (level, set(re.findall(r"\w+", fields)), event.strip("`")) for name, level, fields, event, _ in listed
+    }
+    true = {
+        fact: (logging.getLevelName(level).lower(), _fields(line), "-" if fact in LOG_ONLY else event_type(fact))
+        for fact, (level, line) in FACTS.items()
+    }
+    assert told == true
+
+
+def _fields(line: str) -> set[str]:
+    """The fields of a fact as programs get them, from its line in the log."""
+    named = {name for _, name, _, _ in Formatter().parse(line) if name}
+    return set(plain({name: () if name == "numbers" else 0 for name in named}))
 
 
 def _has(owner: type, name: str) -> bool:

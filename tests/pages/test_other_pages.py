@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import textwrap
 from collections.abc import Iterator
 
@@ -88,6 +90,25 @@ def test_each_way_to_complete_a_claim_commits_its_effect_with_it(cluster: Reader
 def test_the_page_on_the_command_line_works_as_printed(cluster: Reader) -> None:
     cluster.until("SELECT FROM sync_partition WHERE owner IS NULL", lambda rows: not rows)
     cluster.follow(snippets(ROOT / "docs" / "reference" / "cli.md"))
+
+
+def test_the_page_on_events_works_as_printed(cluster: Reader) -> None:
+    cluster.follow(snippets(ROOT / "docs" / "reference" / "events.md"))
+    cluster.python(
+        "JsonLines().format(logging.makeLogRecord({'jobsync_event': 'node_left', 'jobsync': {'name': 'w'}}))"
+    )
+    command = ["celery", "-A", "proj", "events", "--dump"]
+    dump = subprocess.Popen(command, cwd=cluster.folder, env=cluster.environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert dump.stdout is not None
+        next(line for line in dump.stdout if "heartbeat" in line)  # it is listening
+        cluster.run(["sh", "-c", "celery -A proj jobsync drain worker-01@$(hostname)"])
+        line = next(line for line in dump.stdout if "jobsync node draining" in line)
+        assert "node=worker-01@" in line
+    finally:
+        dump.send_signal(signal.SIGINT)
+        dump.communicate(timeout=20)
+        cluster.run(["sh", "-c", "celery -A proj jobsync undrain worker-01@$(hostname)"])
 
 
 def test_the_page_on_task_locks_works_as_printed(cluster: Reader) -> None:
