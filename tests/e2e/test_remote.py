@@ -249,8 +249,11 @@ def test_a_worker_that_is_stopped_is_neither_live_nor_ready(cluster: Site) -> No
 
 def test_without_the_database_a_worker_is_live_and_not_ready(cluster: Site, postgres: PrivatePostgres) -> None:
     postgres.stop()
+    cluster.app.control.broadcast("hang", arguments={"sec": 3.5}, destination=[cluster.node("w2")])
     try:
         until_probed(cluster, "w1", "readiness", "not ready")
+        until_probed(cluster, "w2", "liveness", "not live", limit=2)
+        assert "the event loop of" in probe(cluster, "w2", "liveness", limit=2)[1]
         for name in ("w1", "w2", "other", "off"):
             assert probe(cluster, name, "liveness", limit=10)[0] == 0
         seen = inspected(cluster, "w1")

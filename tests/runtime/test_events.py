@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from string import Formatter
 from typing import Any
 
 import pytest
 
-from jobsync_celery.runtime.events import FACTS, Events
+from jobsync_celery.runtime.events import FACTS, LOG_ONLY, Events, plain
 
 
 def fields_of(fact: str) -> dict[str, Any]:
     names = {name for _, name, _, _ in Formatter().parse(FACTS[fact][1]) if name}
     return {name: [1] if name == "numbers" else 1 for name in names}
+
+
+def test_what_is_only_logged_is_a_fact() -> None:
+    assert set(FACTS) > LOG_ONLY
 
 
 def test_an_unknown_fact_is_a_programming_error() -> None:
@@ -33,6 +38,13 @@ def test_every_fact_becomes_one_log_line_of_its_level(fact: str, caplog: pytest.
     (record,) = caplog.records
     assert record.levelno == FACTS[fact][0] and record.getMessage().startswith("jobsync: ")
     assert vars(record)["jobsync_event"] == fact
+    assert set(json.loads(json.dumps(vars(record)["jobsync"]))) >= set(fields_of(fact))
+
+
+def test_the_fields_of_a_record_are_plain_values_of_bounded_length() -> None:
+    told = plain({"error": ValueError("x" * 5000), "numbers": [1, 2, 3], "count": 7, "term": None, "waited": 0.5})
+    assert json.loads(json.dumps(told)) == told
+    assert told == {"error": "x" * 1000, "numbers": "1-3", "count": 3, "term": None, "waited": 0.5} | {"count": 7}
 
 
 def test_partitions_are_named_in_spans(caplog: pytest.LogCaptureFixture) -> None:
