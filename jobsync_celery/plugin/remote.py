@@ -25,6 +25,7 @@ class Mailbox(pidbox.Node):
     """Celery's mailbox, which notes for the commands whether the worker was named: they are not told otherwise."""
 
     def handle_message(self, body: Any, message: Any = None) -> Any:
+        """Carry out a command, if it is meant for this worker."""
         if self.state is not None:
             self.state.jobsync_named = bool(body.get("destination") or body.get("pattern"))
         return super().handle_message(body, message)

@@ -196,7 +196,7 @@ class Node:
             self.drained.set()
 
     def _take_orders(self) -> None:
-        if self.orders.record():
+        if self.orders.record(self.membership.drain_ordered):
             self.membership.next_due = self._clock()
         if self.orders.take_rebalance():
             self.leadership.want_plan(self._clock())

@@ -38,10 +38,13 @@ class Orders:
         self._rebalance = True
         self._wake()
 
-    def record(self) -> bool:
+    def record(self, drain_ordered: bool) -> bool:
         """Write into this node's row whether it is to drain, as others would; true if there was something to write.
 
         It is written again and again until it is; the next heartbeat tells the node of it, as of everybody's orders.
+
+        Arguments:
+            drain_ordered: whether the node thinks it is to drain, and would register anew so.
         """
         wanted = self._drain
         if wanted is None:
@@ -51,7 +54,9 @@ class Orders:
             changed = change(tx, self._name) is not None
             if changed:
                 self._store.notify(tx, "members")
-        if self._drain is wanted and (changed or not wanted):  # no row: it registers anew first
+        # Nothing was changed where nobody had ordered it, or there is no row: then it registers anew first.
+        done = changed or not (wanted or drain_ordered)
+        if done and self._drain is wanted:
             self._drain = None
         return True
 

@@ -40,6 +40,16 @@ def test_an_order_is_kept_while_the_node_has_no_row(cluster: Cluster) -> None:
     eventually(lambda: row(cluster, "b") == ("draining", True) and not told.surface.consumed)
 
 
+def test_an_order_that_is_lifted_while_the_node_has_no_row_is_lifted(cluster: Cluster) -> None:
+    told = cluster.workers["b"]
+    told.node.orders.drain()
+    eventually(lambda: told.node.membership.drain_ordered and not told.surface.consumed)
+    with cluster.store.database.transaction() as tx:
+        cluster.store.nodes.declare_dead(tx, "b", told.node.membership.incarnation or 0, None)
+        told.node.orders.undrain()
+    eventually(lambda: row(cluster, "b") == ("live", False) and cluster.balanced())
+
+
 def test_the_leader_plans_when_it_is_told_to_and_another_node_does_not(cluster: Cluster) -> None:
     leader, other = cluster.workers["a"].node, cluster.workers["b"].node
     assert leader.leadership.leading and leader.leadership.leader is not None
