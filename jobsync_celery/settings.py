@@ -42,7 +42,7 @@ class CoordinationConfig:
     audit: whether tasks that are done are copied into the audit when their claims are deleted.
     clear_orphaned_locks: whether maintenance clears old task locks whose creator is gone.
     max_lost_runs: after so many runs that were lost because a worker or pool child died, the task is failed.
-    rejoin_grace_sec: how long partitions wait for a node that left to come back under its name.
+    rejoin_grace_sec: how long the partitions of a node that has gone wait for its name to return.
     node_name, weight: this worker's name (None: Celery's nodename) and its share relative to others
         ("concurrency": the size of its pool).
     tasks: key of each task that producers without its code publish: argument name or position.

@@ -24,7 +24,7 @@ _GAP = "  "
 _SHORTEST = 16
 _STYLES = {
     **dict.fromkeys(("stable", "live", "done", "owned", "yes"), "green"),
-    **dict.fromkeys(("draining", "rebalancing", "retried", "moving", "caretaker", "risk"), "yellow"),
+    **dict.fromkeys(("draining", "left", "waiting", "rebalancing", "retried", "moving", "caretaker", "risk"), "yellow"),
     "running": "cyan",
     **dict.fromkeys(("degraded", "no leader", "silent", "dead", "failed", "lost", "free", "no", "problem"), "red"),
 }

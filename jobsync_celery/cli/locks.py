@@ -111,7 +111,7 @@ for _command in (list_locks, add_lock, remove_locks, clear_locks_by):
 
 def _desk(site: Site, by: str | None) -> LockDesk:
     creator = creator_of(None, by or site.config.node_name)
-    return LockDesk(site.store, site.cluster.shape, creator, site.config.rejoin_grace_sec)
+    return LockDesk(site.store, site.cluster.shape, creator)
 
 
 def _data(lock: TaskLock) -> dict[str, Any]:

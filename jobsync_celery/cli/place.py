@@ -28,6 +28,7 @@ class Place:
     partition: PartitionRow
     lock: TaskLock | None
     owner: NodeRow | None
+    target: NodeRow | None
     running: ClaimRow | None
     queue: str | None
 
@@ -82,6 +83,9 @@ class Place:
         row = self.partition
         if row.target is None:
             return f"nobody has partition {row.number}, and there is no plan for it: no node is live"
+        if self.target is not None and self.target.awaited:
+            until = moment(self.target.awaited_until)
+            return f"nobody has partition {row.number}: it waits until {until} for {row.target} to return"
         return f"nobody has partition {row.number} just now: {row.target} is to take it{self._planned}"
 
     @property
@@ -115,7 +119,7 @@ def place_of(site: Site, tx: Connection, key: str) -> Place:
     row = History(site.database).partition(tx, number)
     if row is None:
         raise JobsyncError(f"the tables have no partition {number}: they were changed by hand")
-    owner = next((node for node in site.store.nodes.everyone(tx) if node.name == row.owner), None)
+    nodes = {node.name: node for node in site.store.nodes.everyone(tx)}
     running = ClaimReports(site.database).latest(tx, ["running"], key=key, limit=1)
     return Place(
         key=key,
@@ -124,7 +128,8 @@ def place_of(site: Site, tx: Connection, key: str) -> Place:
         total_tokens=tokens.total_tokens,
         partition=row,
         lock=lock,
-        owner=owner,
+        owner=nodes.get(row.owner or ""),
+        target=nodes.get(row.target or ""),
         running=running[0] if running else None,
         queue=queue_names(site, [row]).get(number),
     )

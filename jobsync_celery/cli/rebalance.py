@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import click
 
-from jobsync_celery.cli.answer import Answer, Grid, counted, nearest, text
+from jobsync_celery.cli.answer import Answer, Grid, counted, moment, nearest, text
 from jobsync_celery.cli.command import order
 from jobsync_celery.cli.site import Site
 from jobsync_celery.core.model import Member, Move, Plan, Seat, spans
@@ -16,18 +17,21 @@ from jobsync_celery.core.tokens import TokenMap
 from jobsync_celery.errors import JobsyncError
 from jobsync_celery.runtime.rebalancing import rebalance as write_plan
 from jobsync_celery.store.database import Connection
+from jobsync_celery.store.nodes import NodeRow
 
 _HEADINGS = ("partitions", "tokens", "from", "to", "why")
 
 
 @order("rebalance")
 @click.option("--dry-run", is_flag=True, help="Only say what would move.")
+@click.option("--no-wait", is_flag=True, help="Wait for no name to return any longer (rejoin_grace_sec).")
 @click.option("--without", "leaving", metavar="NODE", help="With --dry-run: as if this node drained.")
-def rebalance(site: Site, dry_run: bool, leaving: str | None) -> Answer:
+def rebalance(site: Site, dry_run: bool, no_wait: bool, leaving: str | None) -> Answer:
     """Make a plan now, or show what would move.
 
     Shown is what moves from where to where, and why. The plan is made under the leader's rules; the leader plans by
-    itself whenever nodes come or go, so as a rule nothing moves.
+    itself whenever nodes come or go, so as a rule nothing moves. What waits for a node to return under its name goes on
+    waiting, without --no-wait.
     """
     if leaving is not None and not dry_run:
         raise JobsyncError(
@@ -38,25 +42,35 @@ def rebalance(site: Site, dry_run: bool, leaving: str | None) -> Answer:
         if not dry_run:
             site.store.leaders.lock(tx)  # so that the plan is made of what is read here
         members, seats = _standing(site, tx)
-        awaited = site.store.nodes.awaited(tx, site.config.rejoin_grace_sec)
+        awaited = [] if no_wait else [node for node in site.store.nodes.everyone(tx) if node.awaited]
         if leaving is not None:
             _check_known(leaving, members)
             members = without(members, leaving)
-        if dry_run:
-            made = plan(members, seats, absent=awaited)
-        else:
-            made, _ = write_plan(tx, site.store, tokens, "requested", awaited)
+        planned = plan(members, seats, absent=[node.name for node in awaited])
+        made = planned if dry_run else _written(site, tx, no_wait)
     why = reasons(made, members, seats, leaving)
-    would = "would move" if dry_run else "moved" if not made.moves else "move"
-    moved = sum(_size(tokens, move.partition) for move in made.moves)
-    headline = (
-        f"{counted(len(made.moves), 'partition')} of {len(seats)} {would}, with {moved} of {tokens.total_tokens} tokens"
-        if made.moves
-        else f"nothing {would}: every partition has the target that it should have"
-    )
     rows = _grouped(made, why, tokens)
     grid = Grid(_HEADINGS, rows, frozenset(("tokens",)), frozenset(("partitions", "why")), ("tokens",))
-    return Answer(_data(made, why, tokens, dry_run), [headline], [grid] if rows else [])
+    waiting = [_wait(node, seats) for node in awaited]
+    data = {**_data(made, why, tokens, dry_run), "waiting": waiting}
+    headline = _headline(made, tokens, dry_run)
+    return Answer(data, [headline], [grid] if rows else [], [_awaited(each) for each in waiting])
+
+
+def _written(site: Site, tx: Connection, no_wait: bool) -> Plan:
+    if no_wait:
+        site.store.waits.end_all(tx)
+    made, _ = write_plan(tx, site.store, site.tokens, "requested")
+    return made
+
+
+def _headline(made: Plan, tokens: TokenMap, dry_run: bool) -> str:
+    would = "would move" if dry_run else "moved" if not made.moves else "move"
+    if not made.moves:
+        return f"nothing {would}: every partition has the target that it should have"
+    moved = sum(_size(tokens, move.partition) for move in made.moves)
+    partitions = f"{counted(len(made.moves), 'partition')} of {len(made.targets)}"
+    return f"{partitions} {would}, with {moved} of {tokens.total_tokens} tokens"
 
 
 def _standing(site: Site, tx: Connection) -> tuple[list[Member], list[Seat]]:
@@ -78,6 +92,20 @@ def _data(made: Plan, why: Mapping[int, str], tokens: TokenMap, dry_run: bool) -
         "tokens_moved": sum(_size(tokens, move.partition) for move in made.moves),
         "moves": [_move(move, why[move.partition]) for move in made.moves],
     }
+
+
+def _wait(node: NodeRow, seats: list[Seat]) -> dict[str, Any]:
+    return {
+        "node": node.name,
+        "partitions": sum(seat.target == node.name for seat in seats),
+        "until": node.awaited_until,
+    }
+
+
+def _awaited(wait: Mapping[str, Any]) -> str:
+    number = wait["partitions"]
+    waits = f"{counted(number, 'partition')} {'waits' if number == 1 else 'wait'}"
+    return f"{waits} until {moment(wait['until'])} for {wait['node']} to return: --no-wait moves them at once"
 
 
 def _move(move: Move, why: str) -> dict[str, object]:

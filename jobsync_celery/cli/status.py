@@ -8,7 +8,6 @@ from typing import Any
 from jobsync_celery.cli.answer import NO_ANSWER, NOTHING, TROUBLED, WELL, Answer, Grid, counted, duration, moment, text
 from jobsync_celery.cli.command import question
 from jobsync_celery.cli.site import Site
-from jobsync_celery.store.nodes import NodeRow
 from jobsync_celery.store.reports import ClusterStatus, NodeShare, Reports
 
 #: How far tokens may be from a node's share by weight, in percent.
@@ -26,8 +25,8 @@ _PARTITIONS_PER_NODE = 10
 def status(site: Site) -> Answer:
     """Show how the cluster is, and why.
 
-    Its state in a word: stable, rebalancing, degraded or no leader; who leads, what each node has, how even that
-    is, what waits, and what to do if it is not well.
+    Its state in a word: stable, waiting, rebalancing, degraded or no leader; who leads, what each node has, how even
+    that is, what waits, and what to do if it is not well.
     """
     seen = _status(site)
     grid = Grid(_HEADINGS, [_cells(share, seen) for share in seen.nodes], _NUMBERS, _WHOLE, ("share %", "partitions"))
@@ -76,7 +75,12 @@ def as_dict(status: ClusterStatus) -> dict[str, Any]:
         "state": status.state,
         "at": status.at,
         "leader": {"node": leader.node, "term": leader.term, "since": leader.since},
-        "partitions": {"total": status.partitions, "unowned": status.unowned, "moving": status.moving},
+        "partitions": {
+            "total": status.partitions,
+            "unowned": status.unowned,
+            "waiting": status.waiting,
+            "moving": status.moving,
+        },
         "balance": {
             "within": status.imbalance is None or status.imbalance <= BALANCE,
             "off_percent": None if status.imbalance is None else round(status.imbalance, 1),
@@ -102,13 +106,17 @@ def _sentences(status: ClusterStatus) -> list[str]:
     last = "last " if status.state == "no leader" else ""
     led = f"{last}leader {leader.node}, term {leader.term}" if leader.node else "no leader yet"
     first = (
-        f"{status.state}; {led}; {status.partitions} partitions, {status.unowned} unowned, {status.moving} moving;"
-        f" {status.running} running{_locks(status)}"
+        f"{status.state}; {led}; {status.partitions} partitions, {status.unowned} unowned{_waiting(status)},"
+        f" {status.moving} moving; {status.running} running{_locks(status)}"
     )
     if not status.nodes:
         return [first, "no node has registered yet"]
     hour = f"{counted(status.rebalances_last_hour, 'rebalance')}, {_changes(status)} in the last hour"
     return [first, f"{_balance(status)}; heartbeat lag {duration(status.lag)}; {hour}{_awaited(status)}"]
+
+
+def _waiting(status: ClusterStatus) -> str:
+    return f" ({status.waiting} of them wait for a node to return)" if status.waiting else ""
 
 
 def _changes(status: ClusterStatus) -> str:
@@ -140,7 +148,7 @@ def _notes(status: ClusterStatus) -> Iterator[str]:
         yield "no node is live, so nothing coordinated runs: start a worker, or look into the log of one that runs"
         return
     for share in status.nodes:
-        yield from _node_notes(share.node)
+        yield from _node_notes(share)
     if status.unserved_locks:
         keys = counted(status.unserved_locks, "key")
         yield f"{keys} locked to nodes that are not there: see locks list --unserved; start such a node, or unlock"
@@ -155,14 +163,19 @@ def _notes(status: ClusterStatus) -> Iterator[str]:
         )
 
 
-def _node_notes(node: NodeRow) -> Iterator[str]:
+def _node_notes(share: NodeShare) -> Iterator[str]:
+    node = share.node
+    if node.awaited and share.targets:
+        waits = f"{counted(share.targets, 'partition')} {'waits' if share.targets == 1 else 'wait'}"
+        until = moment(node.awaited_until)
+        yield f"{waits} until {until} for {node.name} to return: rebalance --no-wait moves them at once"
     ago = f"its last heartbeat was {duration(node.lag)} ago"
     if node.state == "dead":
         yield f"{node.name} was declared dead, {ago}: start it again, or leave its row to maintenance"
     elif node.silent:
         lease = duration(node.lease_sec)
         yield f"{node.name} is silent, {ago}, and its lease takes {lease}: the others evict it, if there are any"
-    elif node.state == "draining":
+    elif node.state == "draining" and not node.awaited:
         yield f"{node.name} drains" + (": it was ordered to, and undrain takes that back" if node.drain_ordered else "")
 
 
@@ -192,6 +205,7 @@ def _node(share: NodeShare, status: ClusterStatus) -> dict[str, Any]:
         "lease": node.lease_sec,
         "since": node.created_on,
         "drain_ordered": node.drain_ordered,
+        "awaited_until": node.awaited_until if node.awaited else None,
         "host": node.hostname,
         "pid": node.pid,
         "version": node.version,

@@ -71,8 +71,7 @@ class JobCluster:
         if not self._found:  # outside of the block
             self.find(time.monotonic())
         if self._desk is None:
-            name, grace = self.config.node_name or "", self.config.rejoin_grace_sec
-            self._desk = LockDesk(self.store, self.shape, name, grace, keep=True)
+            self._desk = LockDesk(self.store, self.shape, self.config.node_name or "", keep=True)
         return self._desk
 
     def nodes(self) -> Sequence[NodeRow]:

@@ -64,7 +64,6 @@ class Seat:
         events: Events,
     ) -> None:
         self._store = store
-        self._grace = config.rejoin_grace_sec
         self.name = name
         self.lease = Lease()
         self.tokens = TokenMap(shape.total_tokens, shape.partitions, shape.hash_function)
@@ -168,7 +167,7 @@ class Seat:
             with self._store.database.transaction(f"jobsync {self.name} joins") as tx:
                 members = self._store.nodes.members(tx)
                 seats = self._store.partitions.seats(tx)
-                made = plan(members, seats, absent=self._store.nodes.awaited(tx, self._grace))
+                made = plan(members, seats, absent=self._store.waits.awaited(tx))
                 self.neighbours = [node for node in self._store.nodes.everyone(tx) if node.present]
         except StoreUnavailable:
             return False

@@ -28,7 +28,7 @@ def register(app: Celery, cluster: Cluster) -> None:
         """Plan under the leader's rules; never evicts."""
         ensure_schema(cluster.store.database, cluster.shape)
         with cluster.store.database.transaction("jobsync rebalance") as tx:
-            made = back_up(tx, cluster.store, cluster.tokens, cluster.config.rejoin_grace_sec)
+            made = back_up(tx, cluster.store, cluster.tokens)
             if beat := task.request.origin:
                 cluster.store.sightings.add(tx, str(task.request.hostname), [Seen("beat", beat)])
         return 0 if made is None else len(made.moves)

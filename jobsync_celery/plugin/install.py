@@ -199,14 +199,14 @@ class JobSync(LockCalls):
         cluster = self._active
         with self._reading() as tx:
             if dry_run:
-                return plan(cluster.store.nodes.members(tx), cluster.store.partitions.seats(tx))
-            awaited = cluster.store.nodes.awaited(tx, cluster.config.rejoin_grace_sec)
-            return rebalance(tx, cluster.store, cluster.tokens, "requested", awaited)[0]
+                members, seats = cluster.store.nodes.members(tx), cluster.store.partitions.seats(tx)
+                return plan(members, seats, absent=cluster.store.waits.awaited(tx))
+            return rebalance(tx, cluster.store, cluster.tokens, "requested")[0]
 
     def _desk(self) -> LockDesk:
         cluster = self._active
         creator = creator_of(None if self.node is None else self.node.name, cluster.config.node_name)
-        return LockDesk(cluster.store, cluster.shape, creator, cluster.config.rejoin_grace_sec)
+        return LockDesk(cluster.store, cluster.shape, creator)
 
     @property
     def _active(self) -> Cluster:

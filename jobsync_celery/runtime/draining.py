@@ -12,6 +12,11 @@ from jobsync_celery.errors import NodeUnknown
 from jobsync_celery.store.database import Connection
 from jobsync_celery.store.store import Store
 
+_GONE = {
+    "dead": "it was declared dead",
+    "left": "it has left; what waits for its name moves with rebalance --no-wait",
+}
+
 
 def order_drain(tx: Connection, store: Store, name: str) -> int:
     """Have a node drain until the order is lifted, or its worker ends; its incarnation.
@@ -53,8 +58,9 @@ def _live(tx: Connection, store: Store) -> list[str]:
 
 def _hint(tx: Connection, store: Store, name: str) -> str:
     live = _live(tx, store)
-    if any(row.name == name and row.state == "dead" for row in store.nodes.everyone(tx)):
-        return "it was declared dead"
+    gone = {row.name: row.state for row in store.nodes.everyone(tx)}
+    if gone.get(name) in _GONE:
+        return _GONE[gone[name]]
     if close := get_close_matches(name, live, n=1):
         return f"did you mean {close[0]!r}?"
     return f"there are {', '.join(live)}" if live else "there is none at all"

@@ -7,14 +7,21 @@ from jobsync_celery.store.store import Store
 
 
 def evict(
-    tx: Connection, store: Store, name: str, incarnation: int, renewals: int | None, timeline: int | None
+    tx: Connection,
+    store: Store,
+    name: str,
+    incarnation: int,
+    renewals: int | None,
+    timeline: int | None,
+    grace: float = 0,
 ) -> bool:
     """Declare a node dead, free its partitions and mark its running claims lost.
 
     ``renewals`` is the count its observer saw, on the database's ``timeline``; None if the process is provably gone.
+    Its partitions wait for its name for ``grace`` seconds.
     False, and nothing changed, if it renewed meanwhile or was dead already, or the database failed over.
     """
-    if not store.nodes.declare_dead(tx, name, incarnation, renewals, timeline):
+    if not store.nodes.declare_dead(tx, name, incarnation, renewals, timeline, grace):
         return False
     settle(tx, store)
     store.claims.lose(tx, incarnation)

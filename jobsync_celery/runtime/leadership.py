@@ -63,7 +63,7 @@ class Leadership:
         self._store = store
         self._link = link
         self._tokens = TokenMap(shape.total_tokens, shape.partitions, shape.hash_function)
-        self._task_locks = TaskLocks(store, shape, rejoin_grace)
+        self._task_locks = TaskLocks(store, shape)
         self._events = events
         self._name = name
         self._interval = interval
@@ -83,7 +83,7 @@ class Leadership:
         self._plan_at: float | None = None
         self._reason = "initial"
         self._first_seen: float | None = None
-        self._awaited: dict[str, float] = {}
+        self._wait_due: float | None = None
         self._term: int | None = None
         self._held_back_with: int | None = None
         self._lock_due: float | None = None
@@ -113,7 +113,7 @@ class Leadership:
 
     def next_due(self, now: float) -> float | None:
         """When to tick next, on the boot clock; None if nothing is expected."""
-        dues = (self._plan_at, self._watch.next_check(now), self._lock_due)
+        dues = (self._plan_at, self._watch.next_check(now), self._lock_due, self._wait_due)
         times = [time for time in dues if time is not None]
         return now if self._unsettled else min(times, default=None)
 
@@ -123,17 +123,18 @@ class Leadership:
         self._members = {member.incarnation: member for member in answer.members}
         self._timeline = answer.timeline
         if not answer.members:
-            self._plan_at = self._lock_due = None
+            self._plan_at = self._lock_due = self._wait_due = None
             return
         self._watch = self._watch.observe(sent_at, received_at, answer.database_time, answer.members)
         if self._first_seen is None:
             self._first_seen = received_at
         if not self.leading:
-            self._planned = self._plan_at = self._lock_due = None
+            self._planned = self._plan_at = self._lock_due = self._wait_due = None
             self._unsettled = False
             return
         self._unsettled = answer.unsettled
-        self._lock_due = None if answer.lock_due is None else received_at + max(0.0, answer.lock_due)
+        self._lock_due = _later(received_at, answer.lock_due)
+        self._wait_due = _later(received_at, answer.wait_due)
         if self._composition() != self._planned or answer.unsettled:
             gone = bool(before - set(self._members)) or any(member.draining for member in answer.members)
             self._want_plan(received_at, at_once=gone or answer.unsettled)
@@ -149,6 +150,8 @@ class Leadership:
         suspects = [suspect for suspect in self._watch.suspects(now) if suspect[1] in self._members]
         if suspects and self._leads_without({incarnation for _, incarnation, _ in suspects}):
             self._evict(suspects, now)
+        if self._wait_due is not None and now >= self._wait_due:
+            self._wait_due, self._plan_at = None, now
         if self._plan_at is not None and now >= self._plan_at:
             self._plan(now)
         if self._lock_due is not None and now >= self._lock_due:
@@ -188,15 +191,16 @@ class Leadership:
         with self._link.transaction() as tx:
             self._store.leaders.lock(tx)
             for name, incarnation, renewals in suspects:
-                if evict(tx, self._store, name, incarnation, renewals, self._timeline):
+                if evict(tx, self._store, name, incarnation, renewals, self._timeline, self._rejoin_grace):
                     evicted.append((name, incarnation))
             if evicted:
-                self._await_return([name for name, _ in evicted], now)
-                made, leader = rebalance(tx, self._store, self._tokens, "node dead", self._awaited)
+                made, leader = rebalance(tx, self._store, self._tokens, "node dead")
         for name, incarnation in evicted:
             self._members.pop(incarnation, None)
             self._events("node_evicted", victim=name, incarnation=incarnation, by=self._name)
         if evicted:
+            if self._rejoin_grace:
+                self._wait_due = min(self._wait_due or float("inf"), now + self._rejoin_grace)
             self._planned_now(made, leader, "node dead")
 
     def _plan(self, now: float) -> None:
@@ -204,8 +208,7 @@ class Leadership:
         with self._link.transaction() as tx:
             if self._held_back(tx, now):
                 return
-            self._forget_returned(now)
-            made, leader = rebalance(tx, self._store, self._tokens, self._reason, self._awaited)
+            made, leader = rebalance(tx, self._store, self._tokens, self._reason)
         self._plan_at = None
         self._planned_now(made, leader, self._reason)
         self._reason = "membership"
@@ -217,9 +220,6 @@ class Leadership:
             self._events("leader_changed", name=leader.node, term=leader.term)
         if made.moves:
             self._events("rebalanced", reason=reason, moved=len(made.moves), nodes=len(self._members), term=leader.term)
-        if self._awaited:
-            due = min(self._awaited.values())
-            self._plan_at = due if self._plan_at is None else min(self._plan_at, due)
 
     def _held_back(self, tx: Connection, now: float) -> bool:
         """Whether this would be the first plan, and the nodes or the time it waits for are not there yet."""
@@ -241,10 +241,7 @@ class Leadership:
             )
         return True
 
-    def _await_return(self, names: list[str], now: float) -> None:
-        if self._rejoin_grace > 0:
-            self._awaited.update(dict.fromkeys(names, now + self._rejoin_grace))
 
-    def _forget_returned(self, now: float) -> None:
-        here = {member.name for member in self._members.values()}
-        self._awaited = {name: until for name, until in self._awaited.items() if until > now and name not in here}
+def _later(now: float, seconds: float | None) -> float | None:
+    """The time in so many seconds; what is overdue is due now."""
+    return None if seconds is None else now + max(0.0, seconds)

@@ -33,17 +33,14 @@ class LockDesk:
 
     Arguments:
         creator: who sets the locks that are set here.
-        rejoin_grace: how long the partitions of a dead node wait for its name to return, in seconds.
         keep: whether the connection stays open between calls, until :meth:`close`.
     """
 
-    def __init__(
-        self, store: Store, shape: ClusterShape, creator: str, rejoin_grace: float = 0.0, *, keep: bool = False
-    ) -> None:
+    def __init__(self, store: Store, shape: ClusterShape, creator: str, *, keep: bool = False) -> None:
         self._store = store
         self._shape = shape
         self.creator = creator
-        self._locks = TaskLocks(store, shape, rejoin_grace)
+        self._locks = TaskLocks(store, shape)
         self._link = store.database.link("jobsync locks")
         self._turn = threading.Lock()
         self._keep = keep

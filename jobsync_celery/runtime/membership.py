@@ -99,12 +99,12 @@ class Membership:
         """The heartbeat failed: try again well before the next one is due."""
         self.next_due = self._clock() + min(self._interval, max(0.1, self._interval / 5))
 
-    def drain(self) -> None:
-        """Ask for no more work: the leader plans without this node."""
+    def drain(self, grace: float = 0.0) -> None:
+        """Ask for no more work: the leader plans without this node, or waits so many seconds for its name to return."""
         if self.incarnation is None or self.draining:
             return
         with self._link.transaction() as tx:
-            if self._store.nodes.drain(tx, self.name, self.incarnation):
+            if self._store.nodes.drain(tx, self.name, self.incarnation, grace):
                 self._store.notify(tx, "members")
         self.draining = True
         self._events("node_draining", name=self.name)
@@ -119,14 +119,21 @@ class Membership:
         self.draining = False
         self._events("node_resumed", name=self.name)
 
-    def leave(self) -> None:
-        """Give up everything and remove the row; only when nothing of this node runs any more."""
+    def leave(self, grace: float = 0.0) -> None:
+        """Give up everything and remove the row, which is kept while partitions wait for its name.
+
+        Only when nothing of this node runs any more.
+
+        Arguments:
+            grace: for how many seconds they wait, if it has not drained; else :meth:`drain` has said so.
+        """
         incarnation, self.incarnation = self.incarnation, None
         self._lease.close()
         if incarnation is None:
             return
         with self._link.transaction() as tx:
             self._store.leaders.lock(tx)
+            self._store.nodes.drain(tx, self.name, incarnation, grace)
             self._store.nodes.remove(tx, self.name, incarnation)
             self._store.partitions.free_orphans(tx)
             self._store.partitions.forget_plan(tx)
@@ -186,9 +193,11 @@ class Membership:
         if incumbent is not None and evictable and not self._may_evict(incumbent, timeline):
             return False
         with self._link.transaction() as tx:
-            if incumbent is not None and evictable:
+            if incumbent is not None:
                 self._store.leaders.lock(tx)
             self._store.nodes.outlive(tx, timeline)
+            if incumbent is not None and not evictable:
+                self._store.partitions.forget_plan(tx)  # of those who all left, and did not return in time
             if incumbent is not None and evictable:
                 proven = self._hold.proves_gone(incumbent.presence)
                 renewals = None if proven else incumbent.renewals

@@ -226,7 +226,7 @@ class Node:
         """First contact: tables, lock pools of our tasks, and the channel on which the others wake us."""
         ensure_schema(self._store.database, self._settings.shape)
         with self._link.transaction() as tx:
-            locks = TaskLocks(self._store, self._settings.shape, self._settings.rejoin_grace)
+            locks = TaskLocks(self._store, self._settings.shape)
             pools = locks.ensure_pools(tx, self._settings.pools)
         self._surface.learn(
             {number: LockPartition(pool, at) for pool, each in pools.items() for at, number in enumerate(each)}
@@ -293,7 +293,7 @@ class Node:
     def _begin_drain(self) -> None:
         self._handing_over = True
         self.ownership.stop_all()
-        self.membership.drain()
+        self.membership.drain(self._settings.rejoin_grace)
 
     def _unavailable(self, error: StoreUnavailable) -> None:
         if self.down_since is None:
@@ -340,7 +340,7 @@ class Node:
     def _farewell(self) -> None:
         try:
             if not self._silently:
-                self.membership.leave()
+                self.membership.leave(self._settings.rejoin_grace)
                 self.left.set()
         except StoreError as error:
             self._events("store_unavailable", error=str(error))

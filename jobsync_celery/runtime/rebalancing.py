@@ -20,19 +20,20 @@ def leads(members: Collection[Member]) -> Member | None:
     return min(live or members, key=lambda member: member.incarnation, default=None)
 
 
-def rebalance(
-    tx: Connection, store: Store, tokens: TokenMap, reason: str, absent: Collection[str] = ()
-) -> tuple[Plan, Leader]:
+def rebalance(tx: Connection, store: Store, tokens: TokenMap, reason: str) -> tuple[Plan, Leader]:
     """Make a plan for the members as they stand and write what moves; the leader's row is locked first.
+
+    What waits for a name to return does not move, until its time is over.
 
     Nothing is written if nothing moves. The leader recorded is the one that leads by the rules, whoever calls.
     """
     begun = time.perf_counter()
     leader = store.leaders.lock(tx)
+    store.waits.end_overdue(tx)
     settle(tx, store)
     members = store.nodes.members(tx)
     seats = store.partitions.seats(tx)
-    made = plan(members, seats, absent=absent)
+    made = plan(members, seats, absent=store.waits.awaited(tx))
     leading = leads(members)
     if leading is not None and leader.incarnation != leading.incarnation:
         leader = store.leaders.take_term(tx, leading)
@@ -45,15 +46,11 @@ def rebalance(
     return made, leader
 
 
-def back_up(tx: Connection, store: Store, tokens: TokenMap, grace: float) -> Plan | None:
-    """Plan in the leader's place, under its rules; None before the first plan, which is the leader's own.
-
-    Arguments:
-        grace: how long the partitions of a dead node wait for its name to return, in seconds.
-    """
+def back_up(tx: Connection, store: Store, tokens: TokenMap) -> Plan | None:
+    """Plan in the leader's place, under its rules; None before the first plan, which is the leader's own."""
     if all(seat.target is None for seat in store.partitions.seats(tx)):
         return None
-    return rebalance(tx, store, tokens, "backstop", store.nodes.awaited(tx, grace))[0]
+    return rebalance(tx, store, tokens, "backstop")[0]
 
 
 def _history(

@@ -105,5 +105,5 @@ class Roster:
         if row is None:
             return "left"
         if row.incarnation == member.incarnation:
-            return "dead"
+            return "left" if row.state == "left" else "dead"
         return "left" if member.draining else "dead"

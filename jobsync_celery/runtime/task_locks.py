@@ -34,16 +34,11 @@ class LockRequest:
 
 
 class TaskLocks:
-    """The task locks of one cluster. Every method works inside a transaction of the caller's.
+    """The task locks of one cluster. Every method works inside a transaction of the caller's."""
 
-    Arguments:
-        rejoin_grace: how long the partitions of a dead node wait for its name to return, in seconds.
-    """
-
-    def __init__(self, store: Store, shape: ClusterShape, rejoin_grace: float = 0.0) -> None:
+    def __init__(self, store: Store, shape: ClusterShape) -> None:
         self._store = store
         self._kind = shape.kind
-        self._rejoin_grace = rejoin_grace
         self._tokens = TokenMap(shape.total_tokens, shape.partitions, shape.hash_function)
         lock_partitions = min(shape.lock_partitions, shape.total_tokens)
         self._pool_tokens = TokenMap(shape.total_tokens, lock_partitions, shape.hash_function)
@@ -139,8 +134,7 @@ class TaskLocks:
         ranges = [self._pool_tokens.range(number) for number in range(self._pool_tokens.partitions)]
         added = {pool: partitions.add_pool(tx, pool, ranges) for pool in missing}
         if any(seat.target is not None for seat in partitions.seats(tx)):  # the first plan is the leader's own
-            awaited = self._store.nodes.awaited(tx, self._rejoin_grace)
-            rebalance(tx, self._store, self._tokens, "task locks", awaited)
+            rebalance(tx, self._store, self._tokens, "task locks")
         return {**known, **added}
 
     def _clear(self, tx: Connection, keys: Collection[str]) -> int:

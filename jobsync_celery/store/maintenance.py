@@ -29,7 +29,7 @@ class _Rows:
 
 
 _KINDS = {
-    "dead_nodes": _Rows("node", "coalesce(last_heartbeat, created_on)", "state IN ('dead', 'left')"),
+    "dead_nodes": _Rows("node", "coalesce(last_heartbeat, awaited_until, created_on)", "state IN ('dead', 'left')"),
     "lock_creators": _Rows(
         "node", "created_on", "state = 'admin' AND NOT EXISTS (SELECT FROM {lock} l WHERE l.created_by = {node}.name)"
     ),

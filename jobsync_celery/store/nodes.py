@@ -70,7 +70,8 @@ class Renewal:
     ``locks_version`` counts the changes of task locks; ``lock_due`` is in how many seconds the next one expires.
     ``roster`` is told if it was asked for: a text that changes whenever a node joins, goes or begins to drain.
     ``caretaking`` are the lock pools' partitions of this node whose keys it may not run. ``drain_ordered``: somebody
-    wants this node to drain, until the order is lifted.
+    wants this node to drain, until the order is lifted. ``wait_due``: in how many seconds the first name is no longer
+    waited for; None if none is, or if this node does not watch.
     """
 
     state: str
@@ -84,6 +85,7 @@ class Renewal:
     roster: str | None = None
     caretaking: frozenset[int] = frozenset()
     drain_ordered: bool = False
+    wait_due: float | None = None
 
     @property
     def watching(self) -> bool:
@@ -126,7 +128,7 @@ class Nodes:
             " ON CONFLICT (name) DO UPDATE SET incarnation = excluded.incarnation, kind = excluded.kind,"
             " state = excluded.state, created_on = excluded.created_on, last_heartbeat = excluded.last_heartbeat,"
             " renewals = 0, weight = excluded.weight, lease_sec = excluded.lease_sec,"
-            " drain_ordered = excluded.drain_ordered, hostname = excluded.hostname,"
+            " drain_ordered = excluded.drain_ordered, awaited_until = NULL, hostname = excluded.hostname,"
             " presence = excluded.presence, pid = excluded.pid, version = excluded.version"
             " WHERE n.state NOT IN ('live', 'draining')"
             " RETURNING incarnation"
@@ -162,6 +164,8 @@ class Nodes:
             " FROM {node} o WHERE o.state IN ('live', 'draining')) END AS members,"
             " (SELECT locks_version FROM {cluster}) AS locks_version,"
             " extract(epoch FROM (SELECT min(expires_at) FROM {lock}) - clock_timestamp())::float8 AS lock_due,"
+            " CASE WHEN duty.watching THEN (SELECT extract(epoch FROM min(o.awaited_until) - clock_timestamp())::float8"
+            " FROM {node} o) END AS wait_due,"
             # Later incarnations are larger numbers, so no two sets that follow each other agree in count and sum.
             " CASE WHEN :curious THEN (SELECT concat_ws(' ', count(*), sum(o.incarnation),"
             " count(*) FILTER (WHERE o.state = 'draining'), sum(o.incarnation) FILTER (WHERE o.state = 'draining'))"
@@ -177,13 +181,17 @@ class Nodes:
             " FROM {node} WHERE state IN ('live', 'draining') ORDER BY incarnation"
         )
         self._drain = sql(
-            "UPDATE {node} SET state = 'draining' WHERE name = :name AND incarnation = :incarnation AND state = 'live'"
+            "UPDATE {node} SET state = 'draining',"
+            " awaited_until = clock_timestamp() + make_interval(secs => CAST(:grace AS float8))"
+            " WHERE name = :name AND incarnation = :incarnation AND state = 'live'"
         )
         self._undrain = sql(
             "UPDATE {node} SET state = 'live' WHERE name = :name AND incarnation = :incarnation AND state = 'draining'"
         )
         self._order_drain = sql(
-            "UPDATE {node} SET state = 'draining', drain_ordered = true"
+            # Nobody need wait for it any longer, of which the leader learns as of every wait that is over.
+            "UPDATE {node} SET state = 'draining', drain_ordered = true,"
+            " awaited_until = CASE WHEN awaited_until IS NOT NULL THEN clock_timestamp() END"
             " WHERE name = :name AND state IN ('live', 'draining') RETURNING incarnation"
         )
         # The node itself goes back to live: it may have reasons of its own not to.
@@ -196,17 +204,25 @@ class Nodes:
             " AND state IN ('live', 'draining') AND (CAST(:renewals AS bigint) IS NULL OR renewals = :renewals)"
             " AND (CAST(:timeline AS bigint) IS NULL OR {timeline}() = :timeline)"
             " FOR UPDATE)"
-            " UPDATE {node} n SET state = 'dead' FROM victim WHERE n.incarnation = victim.incarnation"
-            " RETURNING n.incarnation"
+            # One that was stopping has said itself how long it is waited for, and one that drains has nothing to wait.
+            " UPDATE {node} n SET state = 'dead', awaited_until = CASE WHEN n.state = 'live'"
+            " THEN clock_timestamp() + make_interval(secs => CAST(:grace AS float8)) ELSE n.awaited_until END"
+            " FROM victim WHERE n.incarnation = victim.incarnation RETURNING n.incarnation"
         )
-        self._remove = sql("DELETE FROM {node} WHERE name = :name AND incarnation = :incarnation AND state <> 'dead'")
-        self._awaited = sql(
-            "SELECT name FROM {node} WHERE state = 'dead'"
-            " AND last_heartbeat > clock_timestamp() - make_interval(secs => lease_sec + :grace)"
+        # Without a heartbeat, so that it counts nowhere as one that beats.
+        self._leave = sql(
+            "UPDATE {node} SET state = 'left', last_heartbeat = NULL WHERE name = :name AND incarnation = :incarnation"
+            " AND state <> 'dead' AND awaited_until > clock_timestamp()"
+            " AND EXISTS (SELECT FROM {partition} p WHERE p.target = :name)"
+        )
+        self._remove = sql(
+            "DELETE FROM {node} WHERE name = :name AND incarnation = :incarnation AND state NOT IN ('dead', 'left')"
         )
         self._everyone = sql(
             "SELECT name, incarnation, state, created_on, last_heartbeat, hostname, pid, version, weight,"
-            " lease_sec, drain_ordered, extract(epoch FROM clock_timestamp() - last_heartbeat)::float8 AS lag"
+            " lease_sec, drain_ordered, awaited_until,"
+            " extract(epoch FROM awaited_until - clock_timestamp())::float8 AS awaited_sec,"
+            " extract(epoch FROM clock_timestamp() - last_heartbeat)::float8 AS lag"
             " FROM {node}"
             " WHERE state <> 'admin' ORDER BY created_on"
         )
@@ -269,15 +285,21 @@ class Nodes:
             row.roster,
             frozenset(row.caretaking or ()),
             row.drain_ordered,
+            row.wait_due,
         )
 
     def members(self, tx: Connection) -> tuple[Member, ...]:
         """All nodes that are live or draining, oldest first."""
         return tuple(_member(*row) for row in tx.execute(self._members))
 
-    def drain(self, tx: Connection, name: str, incarnation: int) -> bool:
-        """Mark the node as draining; false if it was not live."""
-        return bool(tx.execute(self._drain, {"name": name, "incarnation": incarnation}).rowcount)
+    def drain(self, tx: Connection, name: str, incarnation: int, grace: float = 0) -> bool:
+        """Mark the node as draining; false if it was not live.
+
+        Arguments:
+            grace: its targets wait for so many seconds, since it leaves and may return under its name.
+        """
+        params = {"name": name, "incarnation": incarnation, "grace": grace or None}
+        return bool(tx.execute(self._drain, params).rowcount)
 
     def undrain(self, tx: Connection, name: str, incarnation: int) -> bool:
         """Mark a draining node as live again; false if it was not draining."""
@@ -297,23 +319,34 @@ class Nodes:
         return incarnation
 
     def declare_dead(
-        self, tx: Connection, name: str, incarnation: int, renewals: int | None, timeline: int | None = None
+        self,
+        tx: Connection,
+        name: str,
+        incarnation: int,
+        renewals: int | None,
+        timeline: int | None = None,
+        grace: float = 0,
     ) -> bool:
         """Declare dead by compare-and-set; false if it renewed meanwhile or was gone already.
 
         ``renewals`` None is for the one case that needs no lease to end: the process is provably gone. On another
-        ``timeline`` than the one on which they were counted, renewals may be lost, so nobody is declared dead.
+        ``timeline`` than the one on which they were counted, renewals may be lost, so nobody is declared dead. The
+        targets of one that was live wait for its name for ``grace`` seconds.
         """
-        params = {"name": name, "incarnation": incarnation, "renewals": renewals, "timeline": timeline}
+        params = {
+            "name": name,
+            "incarnation": incarnation,
+            "renewals": renewals,
+            "timeline": timeline,
+            "grace": grace or None,
+        }
         return tx.execute(self._declare_dead, params).first() is not None
 
     def remove(self, tx: Connection, name: str, incarnation: int) -> None:
-        """Take the node's row away: it left in good order."""
-        tx.execute(self._remove, {"name": name, "incarnation": incarnation})
-
-    def awaited(self, tx: Connection, grace: float) -> frozenset[str]:
-        """The dead nodes whose names may still return within ``grace`` seconds of the end of their leases."""
-        return frozenset(row.name for row in tx.execute(self._awaited, {"grace": grace})) if grace else frozenset()
+        """Take the node's row away: it left in good order. Where targets wait for its name, it is kept as ``left``."""
+        params = {"name": name, "incarnation": incarnation}
+        tx.execute(self._leave, params)
+        tx.execute(self._remove, params)
 
     def everyone(self, tx: Connection) -> Sequence[NodeRow]:
         """Every node with a row, dead ones too, in order of registration."""
@@ -322,7 +355,11 @@ class Nodes:
 
 @dataclass(frozen=True)
 class NodeRow:
-    """A node as reports show it; ``lag`` is seconds since its last heartbeat by the database's clock."""
+    """A node as reports show it; ``lag`` is seconds since its last heartbeat by the database's clock.
+
+    ``awaited_until``: how long partitions wait for its name, since it went or is about to; ``awaited_sec`` are the
+    seconds until then.
+    """
 
     name: str
     incarnation: int
@@ -336,11 +373,18 @@ class NodeRow:
     lease_sec: float | None
     lag: float | None
     drain_ordered: bool = False
+    awaited_until: datetime | None = None
+    awaited_sec: float | None = None
 
     @property
     def present(self) -> bool:
         """Whether it is live or draining."""
         return self.state in ("live", "draining")
+
+    @property
+    def awaited(self) -> bool:
+        """Whether its name is waited for."""
+        return self.awaited_sec is not None and self.awaited_sec > 0
 
     @property
     def silent(self) -> bool:

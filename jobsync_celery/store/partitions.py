@@ -97,7 +97,8 @@ class Partitions:
         )
         self._forget_plan = sql(
             "WITH planned AS (SELECT partition_id FROM {partition} WHERE target IS NOT NULL"
-            " AND NOT EXISTS (SELECT FROM {node} WHERE state IN ('live', 'draining'))"
+            " AND NOT EXISTS (SELECT FROM {node}"
+            " WHERE state IN ('live', 'draining') OR awaited_until > clock_timestamp())"
             " ORDER BY partition_id FOR UPDATE)"
             " UPDATE {partition} p SET target = NULL, caretaker = false, version = p.version + 1"
             " FROM planned WHERE p.partition_id = planned.partition_id"
@@ -183,7 +184,7 @@ class Partitions:
         return tuple(sorted(row.partition_id for row in rows))
 
     def forget_plan(self, tx: Connection) -> None:
-        """If there is no node any more, take back the plan: the next one is a first plan again.
+        """If there is no node any more, nor one to wait for, take back the plan: the next one is a first plan again.
 
         The leader's row must be locked, or two that leave at once each see the other.
         """

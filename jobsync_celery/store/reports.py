@@ -38,7 +38,8 @@ class NodeShare:
 class ClusterStatus:
     """A cluster at one moment, by the database's clock.
 
-    ``awaited_keys`` run while another node waits for them to end.
+    ``awaited_keys`` run while another node waits for them to end. ``waiting`` are those of the unowned partitions that
+    wait for a node to return under its name.
     """
 
     at: datetime
@@ -53,6 +54,7 @@ class ClusterStatus:
     unserved_locks: int
     leader_changes_last_hour: int = 0
     awaited_keys: int = 0
+    waiting: int = 0
 
     @property
     def live(self) -> tuple[NodeShare, ...]:
@@ -81,15 +83,15 @@ class ClusterStatus:
 
     @property
     def state(self) -> str:
-        """In one word or two: stable, rebalancing, degraded, no leader."""
+        """In one word or two: stable, waiting, rebalancing, degraded, no leader."""
         silent = [share.node.silent for share in self.live]
         if all(silent):
             return "no leader"
-        if self.unowned or self.moving:
+        if self.unowned > self.waiting or self.moving:
             return "rebalancing"
         if self.unserved_locks or any(silent) or any(share.node.state == "dead" for share in self.nodes):
             return "degraded"
-        return "stable"
+        return "waiting" if self.waiting else "stable"
 
 
 class Reports:
@@ -111,6 +113,8 @@ class Reports:
         self._totals = sql(
             "SELECT clock_timestamp() AS at, count(*) FILTER (WHERE pool = '') AS partitions,"
             " count(*) FILTER (WHERE owner IS NULL) AS unowned,"
+            " count(*) FILTER (WHERE owner IS NULL AND target IN"
+            " (SELECT n.name FROM {node} n WHERE n.awaited_until > clock_timestamp())) AS waiting,"
             " count(*) FILTER (WHERE owner IS NOT NULL AND target IS DISTINCT FROM owner) AS moving,"
             " (SELECT count(*) FROM {claim} WHERE state = 'running') AS running,"
             " (SELECT count(*) FROM {rebalance} WHERE triggered_at > clock_timestamp() - interval '1 hour')"

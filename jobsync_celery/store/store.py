@@ -12,6 +12,7 @@ from jobsync_celery.store.locks import Locks
 from jobsync_celery.store.nodes import Nodes
 from jobsync_celery.store.partitions import Partitions
 from jobsync_celery.store.sightings import Sightings
+from jobsync_celery.store.waits import Waits
 
 
 class Store:
@@ -20,6 +21,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.nodes = Nodes(database)
+        self.waits = Waits(database)
         self.partitions = Partitions(database)
         self.leaders = Leaders(database)
         self.claims = Claims(database)

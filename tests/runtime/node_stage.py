@@ -19,11 +19,12 @@ INTERVAL, TIMEOUT = 0.4, 2.0
 class Worker:
     """A node whose broker's side confirms every stop at once."""
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, grace: float = 0.0, interval: float = INTERVAL) -> None:
         self.name = name
         self.database = Database(url, timeouts=Timeouts(statement=1.0, lock=0.5, idle_in_transaction=1.0, tcp_user=1.0))
         self.surface, self.facts, self.lease = RecordingSurface(), Facts(), Lease()
-        settings = NodeSettings(identity(name, lease_sec=TIMEOUT), SHAPE, INTERVAL, TIMEOUT, FirstPlan())
+        timeout = max(TIMEOUT, 3 * interval)
+        settings = NodeSettings(identity(name, lease_sec=timeout), SHAPE, interval, timeout, FirstPlan(), grace)
         store = Store(self.database)
         self.node = Node(store, settings, self.surface, self.lease, FakeHold(), self.facts.events)
         self.surface.stopped = self.node.ownership.stopped
@@ -69,16 +70,24 @@ class Worker:
 class Cluster:
     """Workers by name."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, **how: float) -> None:
+        self.url, self.how = url, how
         self.store = Store(Database(url))
         self.workers: dict[str, Worker] = {}
 
     def start(self, *names: str) -> None:
         for name in names:
-            self.workers[name] = Worker(self.url, name)
+            self.workers[name] = Worker(self.url, name, **self.how)
         for name in names:
             self.workers[name].start()
+
+    def stop(self, *names: str) -> None:
+        """As SIGTERM does, one after the other."""
+        stopping = [self.workers.pop(name).node for name in names]
+        for node in stopping:
+            node.drain()
+        for node in stopping:
+            assert node.drained.wait(5) and node.leave(5)
 
     def balanced(self) -> bool:
         """Every partition is consumed by exactly one worker, its owner, and the shares differ by at most one."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from stage import Outage, counts, identity, rows, store_at, wanted
+from stage import counts, identity, rows, store_at, wanted
 from watching import INTERVAL, TIMEOUT, Cluster
 
 from jobsync_celery.core.model import Member
-from jobsync_celery.errors import StoreUnavailable
 from jobsync_celery.runtime.leadership import FirstPlan
 from jobsync_celery.runtime.rebalancing import leads
 from jobsync_celery.store.claims import LOST_AT_ONCE
@@ -201,51 +200,6 @@ def test_the_first_plan_waits_for_the_time_on_enter(cluster: Cluster) -> None:
     cluster.run(4.5)
     assert counts(cluster.store, "target") == {None: 64}
     cluster.run(2)
-    assert counts(cluster.store, "target") == {"a": 64}
-
-
-# waiting for a name to return
-
-
-def test_within_the_grace_a_dead_name_keeps_its_targets_and_returning_moves_nothing(cluster: Cluster) -> None:
-    cluster.rejoin_grace = 30.0
-    cluster.settled("a", "b", "c")
-    before = counts(cluster.store, "target")
-    cluster.silence("b")
-    cluster.run(TIMEOUT + 2 * INTERVAL)
-    assert cluster.states()["b"] == "dead" and counts(cluster.store)[None] == before["b"]
-    assert counts(cluster.store, "target") == before and len(cluster.history()) == 1
-    cluster.join("b")
-    cluster.run(40)
-    assert counts(cluster.store, "target") == before and len(cluster.history()) == 1
-
-
-def test_after_the_grace_the_partitions_go_to_the_others(cluster: Cluster) -> None:
-    cluster.rejoin_grace = 20.0
-    cluster.settled("a", "b")
-    cluster.silence("b")
-    cluster.run(TIMEOUT + 2 * INTERVAL)
-    assert cluster.states()["b"] == "dead"
-    cluster.run(13)
-    assert counts(cluster.store, "target") == {"a": 32, "b": 32}
-    cluster.run(6)
-    assert counts(cluster.store, "target") == {"a": 64}
-
-
-def test_a_plan_that_the_database_did_not_hear_is_made_later(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster.rejoin_grace = 20.0
-    cluster.settled("a", "b")
-    cluster.silence("b")
-    cluster.run(TIMEOUT + 2 * INTERVAL)
-    leader = cluster.watchers["a"]
-    due = leader.leadership.next_due(cluster.clock.now)
-    assert due is not None and cluster.states()["b"] == "dead"
-    cluster.run(due - cluster.clock.now - 0.25)
-    leader.beat()
-    cluster.clock.pass_by(0.5)
-    with Outage(leader.link, monkeypatch), pytest.raises(StoreUnavailable):
-        leader.tick()
-    cluster.run(6)
     assert counts(cluster.store, "target") == {"a": 64}
 
 

@@ -29,7 +29,7 @@ class Cluster:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.locks = TaskLocks(store, SHAPE, rejoin_grace=60.0)
+        self.locks = TaskLocks(store, SHAPE)
         self.incarnations = {name: join(store, name) for name in (CPU, GPU)}
         self._tasks = 0
         self.settle()

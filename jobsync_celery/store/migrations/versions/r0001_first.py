@@ -29,6 +29,7 @@ CREATE TABLE {node} (
     weight double precision NOT NULL DEFAULT 1 CHECK (weight >= 0),
     lease_sec double precision,
     drain_ordered boolean NOT NULL DEFAULT false,
+    awaited_until timestamptz,
     hostname text,
     presence text,
     pid integer,
