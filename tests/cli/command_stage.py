@@ -51,9 +51,15 @@ class Cluster:
         with self.database.transaction() as tx:
             self.store.leaders.record(tx, Rebalance(reason, leader, term, 1, 2, tokens, 3.0))
 
-    def bury(self, name: str, incarnation: int) -> None:
+    def bury(self, name: str, incarnation: int, grace: float = 0) -> None:
         with self.database.transaction() as tx:
-            self.store.nodes.declare_dead(tx, name, incarnation, None)
+            self.store.nodes.declare_dead(tx, name, incarnation, None, grace=grace)
+            self.store.partitions.free_orphans(tx)
+
+    def leave(self, name: str, incarnation: int, grace: float = 0) -> None:
+        with self.database.transaction() as tx:
+            self.store.nodes.drain(tx, name, incarnation, grace)
+            self.store.nodes.remove(tx, name, incarnation)
             self.store.partitions.free_orphans(tx)
 
     def silence(self, name: str) -> None:

@@ -47,6 +47,7 @@ def url(cluster: Cluster, database_url: str) -> str:
     """A cluster in which every list has something."""
     one = int(cluster.rows("SELECT incarnation FROM {node}")[0][0])
     cluster.join("two", 3)
+    cluster.bury("three", cluster.join("three"), grace=300)
     cluster.plan("one", 1)
     cluster.end(cluster.claim("one", one, "ended", KEY, 0))
     cluster.end(cluster.claim("one", one, "lost", KEY, 0), "lost")

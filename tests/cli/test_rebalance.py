@@ -43,6 +43,19 @@ def test_a_rebalance_is_written_under_the_leaders_rules(cluster: Cluster, databa
     assert by_url(database_url, "rebalance").stdout.startswith("nothing moved")
 
 
+def test_what_waits_for_a_name_is_told_and_moves_when_nobody_is_to_wait(cluster: Cluster, database_url: str) -> None:
+    cluster.leave("two", cluster.join("two", 3), grace=300)
+    [wait] = said(by_url(database_url, "rebalance", "--dry-run", "--json"))["waiting"]
+    assert (wait["node"], wait["partitions"]) == ("two", 1)
+    for words in ((), ("--dry-run",)):
+        shown = at_terminal(database_url, "rebalance", *words)
+        assert shown.startswith("nothing ") and "for two to return: --no-wait moves" in shown
+    assert len(said(by_url(database_url, "rebalance", "--dry-run", "--no-wait", "--json"))["moves"]) == 1
+    assert targets(cluster)[3] == "two" and "it has left; what waits" in refused(by_url(database_url, "drain", "two"))
+    assert by_url(database_url, "rebalance", "--no-wait").stdout.startswith("1 partition of 4 move")
+    assert targets(cluster) == ["one"] * 4 and cluster.rows("SELECT name FROM {node}") == [("one",)]
+
+
 def test_the_first_plan_is_the_leaders_own(database_url: str) -> None:
     cluster = Cluster(database_url)
     cluster.join("one")

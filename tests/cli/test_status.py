@@ -11,7 +11,7 @@ import click
 import pytest
 from celery import Celery
 from celery.bin.celery import celery
-from command_stage import Cluster, at_terminal, by_app, by_url, said
+from command_stage import SHAPE, Cluster, at_terminal, by_app, by_url, said
 from sqlalchemy import create_engine, inspect
 
 from jobsync_celery import JobSync
@@ -36,7 +36,7 @@ def test_json_says_the_same(cluster: Cluster, database_url: str) -> None:
     done = by_url(database_url, "status", "--json")
     told = said(done)
     assert (told["state"], told["leader"]["node"], told["leader"]["term"]) == ("stable", "one", 1)
-    assert told["partitions"] == {"total": 4, "unowned": 0, "moving": 0}
+    assert told["partitions"] == {"total": 4, "unowned": 0, "waiting": 0, "moving": 0}
     assert [(node["name"], node["tokens"], node["share"]) for node in told["nodes"]] == [
         ("one", 75, 75.0),
         ("two", 25, 25.0),
@@ -48,6 +48,23 @@ def test_free_partitions_mean_rebalancing_and_exit_code_1(cluster: Cluster, data
     done = by_url(database_url, "status")
     assert done.exit_code == 1
     assert done.output.startswith("rebalancing; leader one, term 1; 4 partitions, 1 unowned")
+
+
+def test_what_waits_for_a_name_is_no_trouble_and_told_with_the_time_at_which_the_wait_ends(
+    cluster: Cluster, database_url: str
+) -> None:
+    cluster.leave("two", cluster.join("two", 3), grace=300)
+    done = by_url(database_url, "status")
+    assert done.exit_code == 1
+    told = "waiting; leader one, term 1; 4 partitions, 1 unowned (1 of them wait for a node to return), 0 moving"
+    assert done.output.startswith(told)
+    assert "1 partition waits until 20" in done.output and "for two to return: rebalance --no-wait" in done.output
+    assert any(line.split()[:3] == ["two", "left", "-"] for line in done.output.splitlines())
+    told = said(by_url(database_url, "status", "--json"))
+    assert told["partitions"]["waiting"] == 1 and told["nodes"][1]["awaited_until"] is not None
+    key = next(key for key in map(str, range(100)) if SHAPE.tokens.partition_for(key) == 3)
+    assert "it waits until" in by_url(database_url, "where", key).output
+    assert at_terminal(database_url, "status").startswith("waiting")
 
 
 def test_a_dead_node_means_degraded_and_exit_code_1(cluster: Cluster, database_url: str) -> None:
