@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,11 @@ from e2e.waiting import until
 class Stream:
     """Tasks published at a steady rate in the background."""
 
-    def __init__(self, site: Site, keys: int, sec: float, pause: float, options: dict[str, Any]) -> None:
+    def __init__(
+        self, site: Site, keys: int, sec: float, pause: float, options: dict[str, Any], spread: float = 0.0
+    ) -> None:
         self._site, self._keys, self._sec, self._pause = site, keys, sec, pause
+        self._chance, self._spread = random.Random(7), spread
         self._options = options
         self._over = threading.Event()
         self.results: list[AsyncResult] = []
@@ -26,7 +30,8 @@ class Stream:
     def _publish(self) -> None:
         while not self._over.wait(self._pause):
             n = len(self.results)
-            self.results.append(self._site.call("step", f"key{n % self._keys}", n, self._sec, **self._options))
+            sec = self._sec + self._spread * self._chance.random()
+            self.results.append(self._site.call("step", f"key{n % self._keys}", n, sec, **self._options))
 
     @property
     def ids(self) -> list[str]:
@@ -41,9 +46,15 @@ class Stream:
 
 
 @contextmanager
-def load(site: Site, keys: int = 60, sec: float = 0.02, pause: float = 0.01, **options: Any) -> Iterator[Stream]:
-    """Publish for as long as the block lasts; ``options`` are ``apply_async``'s."""
-    stream = Stream(site, keys, sec, pause, options)
+def load(
+    site: Site, keys: int = 60, sec: float = 0.02, pause: float = 0.01, spread: float = 0.0, **options: Any
+) -> Iterator[Stream]:
+    """Publish for as long as the block lasts; ``options`` are ``apply_async``'s.
+
+    Arguments:
+        sec: how long each body takes, and up to ``spread`` more.
+    """
+    stream = Stream(site, keys, sec, pause, options, spread)
     stream.start()
     try:
         until(lambda: len(site.history.runs()) > 20, "the load is on")
