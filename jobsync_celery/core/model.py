@@ -38,7 +38,8 @@ class Seat:
     """One row of the partition table: who should have the partition, who has it, who had it before.
 
     `pool` is the text of a task lock's patterns, "" for what is not locked. `caretaker` is true while the target
-    may only forward and hold what lies in the queue, because no live node may run it.
+    may only forward and hold what lies in the queue, because no live node may run it. `since` is when it got its
+    target: what was planned later has a larger number.
     """
 
     number: int
@@ -48,6 +49,7 @@ class Seat:
     last_owner: str | None = None
     pool: str = ""
     caretaker: bool = False
+    since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

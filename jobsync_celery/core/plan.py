@@ -18,7 +18,8 @@ def plan(members: Sequence[Member], seats: Sequence[Seat], *, absent: Collection
     Live members share the seats by weight (largest remainder; equal weights differ by at most one seat;
     weight 0 takes nothing unless all are 0). A seat stays where its target can keep it. One that must
     change goes, where there is room, to its present owner, else to its last owner, else to whoever lacks
-    seats. Among seats that could change, those that their target does not own yet go first.
+    seats. Among seats that could change, those that their target does not own yet go first, then those whose last owner
+    has returned, then the latest.
     Seats targeted at a name in `absent` (awaited, and not live) stay and count for nobody.
 
     Each pool of a task lock is shared by itself in the same way, among the members eligible for its patterns; the
@@ -204,10 +205,13 @@ def _whole_weights(weights: Sequence[float]) -> list[int]:
 
 
 def _given_up(seats: Sequence[Seat], count: int, room: Mapping[str, int]) -> Sequence[Seat]:
-    """Choose the `count` seats that cost least to give up: not owned yet, then those of a returning name."""
+    """Choose the `count` seats that cost least to give up: not owned yet, then those of a returning name.
 
-    def cost(seat: Seat) -> tuple[bool, bool]:
-        return seat.owner == seat.target, room.get(seat.last_owner or "", 0) <= 0
+    Of these the ones that came last: its former visitors left their name on other seats, too.
+    """
+
+    def cost(seat: Seat) -> tuple[bool, bool, float]:
+        return seat.owner == seat.target, room.get(seat.last_owner or "", 0) <= 0, -seat.since
 
     return sorted(seats, key=cost)[:count]
 

@@ -47,7 +47,8 @@ class Partitions:
     def __init__(self, database: Database) -> None:
         sql = database.sql
         self._seats = sql(
-            "SELECT partition_id, target, owner, owner_incarnation, last_owner, pool, caretaker"
+            "SELECT partition_id, target, owner, owner_incarnation, last_owner, pool, caretaker,"
+            " coalesce(extract(epoch FROM assigned_at), 0)::float8 AS since"
             " FROM {partition} ORDER BY partition_id"
         )
         self._share = sql(
@@ -63,7 +64,7 @@ class Partitions:
             " locked AS (SELECT partition_id FROM {partition} WHERE partition_id = ANY(CAST(:numbers AS int[]))"
             " ORDER BY partition_id FOR UPDATE)"
             " UPDATE {partition} p SET target = plan.target, caretaker = plan.caretaker,"
-            " assigned_at = clock_timestamp(), version = p.version + 1"
+            " assigned_at = statement_timestamp(), version = p.version + 1"
             " FROM plan JOIN locked USING (partition_id) WHERE p.partition_id = plan.partition_id"
             " AND (p.target, p.caretaker) IS DISTINCT FROM (plan.target, plan.caretaker)"
         )
@@ -123,6 +124,7 @@ class Partitions:
                 last_owner=row.last_owner,
                 pool=row.pool,
                 caretaker=row.caretaker,
+                since=row.since,
             )
             for row in tx.execute(self._seats)
         ]

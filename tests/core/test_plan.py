@@ -253,6 +253,13 @@ def test_the_odd_seat_goes_to_the_name_that_had_it_last() -> None:
     assert plan([Member("a", 1), Member("b", 2)], seats).targets == {0: "a", 1: "b", 2: "b"}
 
 
+def test_a_returning_name_gets_what_it_had_last_and_not_what_it_once_had_for_a_while() -> None:
+    visited = [Seat(n, "a", "a", last_owner="b", since=1.0) for n in range(4)]
+    received = [Seat(n, "a", "a", last_owner="b", since=2.0) for n in range(4, 8)]
+    moves = plan([Member("a", 1), Member("b", 2)], [*visited, *received]).moves
+    assert moves == tuple(Move(n, "a", "b") for n in range(4, 8))
+
+
 def test_a_draining_node_hands_everything_over_while_another_lives() -> None:
     members, seats = cluster_of(2, 10)
     members[0] = replace(members[0], state="draining")

@@ -1,11 +1,12 @@
 """Three workers restarted in turn under load, in each way there is: nothing is lost, doubled or moved without need.
 
-``JOBSYNC_RESTART_TASKS`` is how many tasks each way has to endure; ``-s`` shows what came of them.
+``JOBSYNC_RESTART_TASKS`` is how many tasks each way has to endure; ``--log-cli-level=INFO`` shows what came of them.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from e2e.moves import Moves
 from e2e.site import Site
 from e2e.stand_ins import Worker
 from e2e.waiting import until
+
+logger = logging.getLogger(__name__)
 
 TASKS = int(os.environ.get("JOBSYNC_RESTART_TASKS", "300"))
 NAMES = ("w1", "w2", "w3")
@@ -46,38 +49,17 @@ def test_with_a_grace_that_is_long_enough_a_rolling_restart_moves_nothing(shared
     roll(shared, moves, "SIGTERM with a grace", most=0, rejoin_grace_sec=GRACE)
 
 
-def test_a_drained_worker_leaves_long_held_scheduled_and_retried_tasks_to_end_once(shared: Site) -> None:
-    node = shared.node("w2")
-    key = shared.key_of(node, "long")
-    long = shared.call("step", key, 0, 2.0)
-    shared.until_begun(long.id)
-    held = [shared.call("step", key, n) for n in (1, 2, 3)]
-    scheduled = [shared.call("step", shared.key_of(node, "eta", n), n, countdown=3) for n in range(3)]
-    retried = [shared.call("again", shared.key_of(node, "again", n), 2, countdown=1.0) for n in range(3)]
-    shared.until_begun(*(each.id for each in retried))
-    drained = drain(shared, "w2")
-    assert (drained["partitions"], drained["running"]) == (0, 0)
-    assert long.id in shared.history.ended()
-    restart(shared, "w2")
-    ids = [each.id for each in (long, *held, *scheduled)]
-    shared.until_ended(*ids, *(each.id for each in retried))
-    shared.assert_once(ids)
-    again = Counter((run.id, run.retries, run.how) for run in shared.history.runs(*(each.id for each in retried)))
-    ways = ((0, "Retry"), (1, "Retry"), (2, "returned"))
-    assert again == Counter((each.id, number, how) for each in retried for number, how in ways)
-    assert not [claim for claim in shared.claims() if claim["attempt"] > 1]
-    shared.assert_brokers_are_empty()
-
-
 def roll(site: Site, moves: Moves, way: str, *, most: int = 2, drained: bool = False, **jobsync: float) -> None:
     """Restart the workers in turn while ``TASKS`` tasks come in, and see what became of them."""
     begun = time.monotonic()
     told = []
+    chores: list[Chores] = []
     with load(site, sec=0.01, spread=0.04, pause=0.015) as stream:
         for number, name in enumerate(NAMES, start=1):
             published(stream, TASKS * number // 4)
             mark = moves.mark()
             if drained:
+                chores.append(Chores(site, site.node(name)))
                 drain(site, name)
             restart(site, name, **jobsync)
             made = moves.since(mark)
@@ -85,9 +67,35 @@ def roll(site: Site, moves: Moves, way: str, *, most: int = 2, drained: bool = F
             told.append(f"{name} {sum(made.values())} moves, {max(made.values())} at most")
         published(stream, TASKS)
     judge(site, stream.ids)
-    seconds = time.monotonic() - begun
-    broker = "redis" if site.is_redis else "rabbitmq"
-    print(f"{broker}, {way}: {len(stream.ids)} tasks in {seconds:.0f} s, 0 lost, 0 doubled; {'; '.join(told)}")
+    for each in chores:
+        each.judge()
+    site.assert_brokers_are_empty()
+    broker, seconds = "redis" if site.is_redis else "rabbitmq", time.monotonic() - begun
+    logger.info("%s, %s: %d tasks once each in %.0f s; %s", broker, way, len(stream.ids), seconds, "; ".join(told))
+
+
+class Chores:
+    """What a worker has in hand besides when it is drained: a long task, those behind it, scheduled and retried ones."""
+
+    def __init__(self, site: Site, node: str) -> None:
+        self._site = site
+        key = site.key_of(node, "long")
+        self.long = site.call("step", key, 0, 1.5)
+        held = [site.call("step", key, n) for n in (1, 2, 3)]
+        scheduled = [site.call("step", site.key_of(node, "eta", n), n, countdown=3) for n in range(3)]
+        self._retried = [site.call("again", site.key_of(node, "again", n), 2, countdown=1.0).id for n in range(3)]
+        self._once = [each.id for each in (self.long, *held, *scheduled)]
+        site.until_begun(self.long.id, *self._retried)
+
+    def judge(self) -> None:
+        """Each ended once, here or elsewhere, and so did each retry."""
+        self._site.until_ended(*self._once, *self._retried)
+        self._site.assert_once(self._once)
+        again = Counter((run.id, run.retries, run.how) for run in self._site.history.runs(*self._retried))
+        ways = ((0, "Retry"), (1, "Retry"), (2, "returned"))
+        assert again == Counter((each, number, how) for each in self._retried for number, how in ways)
+        claims = self._site.claims(*self._once, *self._retried)
+        assert [claim for claim in claims if claim["attempt"] > 1] == []
 
 
 def judge(site: Site, ids: Collection[str]) -> None:
@@ -100,7 +108,6 @@ def judge(site: Site, ids: Collection[str]) -> None:
     claims = [claim for claim in site.claims() if claim["task_id"] in wanted]
     assert len(claims) == len(wanted)
     assert [claim for claim in claims if claim["attempt"] > 1 or claim["state"] != "done"] == []
-    site.assert_brokers_are_empty()
 
 
 def published(stream: Stream, count: int) -> None:
@@ -123,10 +130,10 @@ def with_grace(site: Site, name: str) -> bool:
     return f'"rejoin_grace_sec": {GRACE}' in worker(site, name).container._env["JOBSYNC_E2E"]
 
 
-def drain(site: Site, name: str) -> dict[str, int]:
-    """``jobsync drain --wait``, and what it told."""
+def drain(site: Site, name: str) -> None:
+    """``jobsync drain --wait``, which returns when the worker has nothing any more."""
     command = [sys.executable, "-m", "jobsync_celery", "drain", site.node(name), "--wait", "--json"]
     done = subprocess.run([*command, "--url", site.database_url], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    answer: dict[str, int] = json.loads(done.stdout)
-    return answer
+    told = json.loads(done.stdout)
+    assert (told["partitions"], told["running"]) == (0, 0)

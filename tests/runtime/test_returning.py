@@ -73,6 +73,20 @@ def test_nodes_that_stop_and_return_in_time_find_what_they_had_and_nothing_ever_
     assert rows(three.store, "SELECT count(*) FROM {rebalance}") == plans
 
 
+def test_without_a_grace_nodes_restarted_in_turn_get_back_what_they_had(cluster: Callable[..., Cluster]) -> None:
+    three = cluster()
+    three.start("a", "b", "c")
+    eventually(three.balanced)
+    for name in "abc":
+        before = {number for number, owner, _ in owners(three.store) if owner == name}
+        three.stop(name)
+        eventually(three.balanced)
+        three.start(name)
+        eventually(three.balanced)
+        after = {number for number, owner, _ in owners(three.store) if owner == name}
+        assert after <= before and len(before - after) <= 1  # of 64 for three one has one more
+
+
 def test_who_does_not_return_in_time_is_waited_for_to_the_moment_and_not_until_the_next_heartbeat(
     cluster: Callable[..., Cluster],
 ) -> None:
