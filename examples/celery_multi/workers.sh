@@ -1,0 +1,34 @@
+#!/bin/sh
+# Workers of celery multi on this machine:
+#
+#     workers.sh start | restart | stop
+#
+# restart goes one by one: each is stopped, which waits for what it runs, started again under its name, and takes part
+# before the next one goes. In the environment: APP, the app; WORKERS, their names; RUN, a folder for their files.
+set -eu
+APP=${APP:-proj}
+WORKERS=${WORKERS:-worker-01 worker-02 worker-03}
+RUN=${RUN:-.}
+multi() { celery multi "$@" --pidfile="$RUN/%n.pid" --logfile="$RUN/%n%I.log"; }
+stable() { until celery -A "$APP" jobsync status >/dev/null; do sleep 1; done; }
+
+case ${1:-} in
+    start)
+        multi start $WORKERS -A "$APP" -l INFO
+        stable
+        ;;
+    restart)
+        for worker in $WORKERS; do
+            multi stopwait "$worker"
+            multi start "$worker" -A "$APP" -l INFO
+            stable
+        done
+        ;;
+    stop)
+        multi stopwait $WORKERS
+        ;;
+    *)
+        echo "usage: $0 start | restart | stop" >&2
+        exit 2
+        ;;
+esac
