@@ -31,7 +31,8 @@ WHERE triggered_at > NOW() - INTERVAL '1 hour';
 
 -- == Nodes ==========================================================================================================
 
--- All of them. State: live, draining, dead (until it is cleaned up), admin (a script that set locks).
+-- All of them. State: live, draining, left (waited for until awaited_until), dead (until it is cleaned up), admin (a
+-- script that set locks).
 SELECT * FROM sync_node ORDER BY created_on;
 
 -- Dead and silent nodes. Expected: none.

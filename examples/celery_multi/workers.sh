@@ -10,18 +10,21 @@ APP=${APP:-proj}
 WORKERS=${WORKERS:-worker-01 worker-02 worker-03}
 RUN=${RUN:-.}
 multi() { celery multi "$@" --pidfile="$RUN/%n.pid" --logfile="$RUN/%n%I.log"; }
-stable() { until celery -A "$APP" jobsync status >/dev/null; do sleep 1; done; }
+jobsync() { celery -A "$APP" jobsync "$@"; }
+# The cluster is stable, and this worker in it: live, with partitions, the fourth column.
+settled() { told=$(jobsync status) && echo "$told" | grep -Eq "^$1@[^ ]* +live +[^ ]+ +[1-9]"; }
+await() { for one in "$@"; do until settled "$one"; do sleep 1; done; done; }
 
 case ${1:-} in
     start)
         multi start $WORKERS -A "$APP" -l INFO
-        stable
+        await $WORKERS
         ;;
     restart)
         for worker in $WORKERS; do
             multi stopwait "$worker"
             multi start "$worker" -A "$APP" -l INFO
-            stable
+            await "$worker"
         done
         ;;
     stop)

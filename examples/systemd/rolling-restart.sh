@@ -9,12 +9,14 @@
 set -eu
 cd "${PROJ:-/opt/proj}"
 jobsync() { .venv/bin/celery -A proj jobsync "$@"; }
+# The cluster is stable, and this worker in it: live, with partitions, the fourth column.
+settled() { told=$(jobsync status) && echo "$told" | grep -Eq "^$1 +live +[^ ]+ +[1-9]"; }
 drain=
 if [ "${1:-}" = --drain ]; then drain=yes; shift; fi
 
 for instance in "$@"; do
     if [ -n "$drain" ]; then jobsync drain "worker-$instance" --wait; fi
     systemctl restart "worker@$instance"
-    until jobsync status >/dev/null; do sleep 1; done
+    until settled "worker-$instance"; do sleep 1; done
     echo "worker-$instance is back"
 done

@@ -16,6 +16,7 @@ from e2e.site import with_database
 
 from jobsync_celery.servers import PrivatePostgres, PrivateRedis
 from pages.reader import NODE, Reader
+from pages.snippets import ROOT
 
 #: What comes up, and how one sees it.
 LONG = {
@@ -24,6 +25,14 @@ LONG = {
     "python worker.py": NODE,
     "python feed.py": "opens device-",
 }
+#: The app that the operator guide speaks of; its tasks are those of examples/worker.py.
+PROJ = """
+import os
+from worker import app, settle
+from jobsync_celery import CoordinationConfig, JobSync
+
+JobSync(app, CoordinationConfig(url=os.environ["DATABASE_URL"]))
+"""
 _DATABASES = itertools.cycle(range(2, 16))
 
 
@@ -62,3 +71,11 @@ def reader(postgres: PrivatePostgres, redis_server: PrivateRedis, tmp_path: Path
     """Somebody who begins with nothing."""
     with a_reader(postgres, redis_server, tmp_path) as reader:
         yield reader
+
+
+@pytest.fixture
+def operator(reader: Reader) -> Reader:
+    """A reader with the app that the guide speaks of."""
+    (reader.folder / "worker.py").write_text((ROOT / "examples" / "worker.py").read_text())
+    (reader.folder / "proj.py").write_text(PROJ)
+    return reader

@@ -7,7 +7,7 @@ from pages.snippets import Snippet
 _INSTALLED = "the tests run in an environment that has it; that its extras exist is looked at"
 _OWN_TEST = "has a test of its own"
 _ITSELF = "would run these tests"
-_NO_SYSTEMD = "nothing here is started by systemd; what its unit starts is run"
+_NO_SYSTEMD = "nothing here is started by systemd; tests/pages/test_deployment.py runs what its unit starts"
 _HOURS = "takes half an hour; CI runs it for three minutes, and its options are looked at"
 _HOW_TO = "tests/test_examples.py types what the how-to pages say"
 
@@ -26,7 +26,10 @@ COMMANDS = {
 KINDS = {
     ("README.md", "text"): "a drawing",
     ("docs/explanation/how-it-works.md", "text"): "a formula",
-    ("docs/OPERATOR_GUIDE.md", "yaml"): "there is no Kubernetes here; what it would run is run",
+    (
+        "docs/OPERATOR_GUIDE.md",
+        "yaml",
+    ): "tests/pages/test_deployment.py runs what Kubernetes would run",
     ("docs/OPERATOR_GUIDE.md", "ini"): _NO_SYSTEMD,
     ("docs/reference/cli.md", "json"): "the commands answer so, in tests/cli/test_json_shapes.py",
     ("docs/how-to/nightly-batch.md", "sql"): "its example asks it, in tests/test_examples.py",
