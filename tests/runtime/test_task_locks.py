@@ -238,10 +238,7 @@ def test_who_deletes_locks_by_hand_waits_for_the_others_before_it_has_locked_a_r
 
 def test_a_new_kind_of_lock_leaves_the_partitions_of_a_node_that_may_return_alone(cluster: Cluster) -> None:
     planned = "SELECT partition_id, target FROM {partition} WHERE pool = '' ORDER BY 1"
-    gone = (
-        "UPDATE {node} SET state = 'dead', awaited_until = clock_timestamp() + interval '1 minute' WHERE name = 'gpu-1'"
-    )
-    rows(cluster.store, gone)
+    rows(cluster.store, "UPDATE {node} SET state = 'dead', awaited_until = now() + '1 min' WHERE name = 'gpu-1'")
     before = rows(cluster.store, planned)
     with cluster.store.database.transaction() as tx:
         cluster.locks.set(tx, [LockRequest("key", ("cpu-%",))], "script")
