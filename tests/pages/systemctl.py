@@ -53,9 +53,10 @@ def main(verb: str, unit: str) -> None:
     with open(f"{unit}.log", "ab") as log:
         command = expanded(settings["ExecStart"], instance)
         worker = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
-    file.write_text(str(worker.pid))
-    if "PROBE" in os.environ:
-        subprocess.run(expanded(settings["ExecStartPost"], instance), check=True, env=environment)
+        file.write_text(str(worker.pid))
+        if "PROBE" in os.environ:
+            probe = expanded(settings["ExecStartPost"], instance)
+            subprocess.run(probe, stdout=log, stderr=log, check=True, env=environment)
 
 
 if __name__ == "__main__":
