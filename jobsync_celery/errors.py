@@ -56,6 +56,18 @@ class ClusterMismatch(StoreError):
     """Raised at start when the cluster was created with other total_tokens, partitions or hash_function."""
 
 
+class StillRunning(JobsyncError):
+    """Raised when something needs the cluster stopped, and nodes are there: ``args`` are their names."""
+
+    def __str__(self) -> str:
+        named = f"{len(self.args)} nodes are" if len(self.args) > 1 else "a node is"
+        return f"{named} live: stop all workers first ({', '.join(map(str, self.args))})"
+
+
+class BrokerUnavailable(JobsyncError):
+    """Raised when the broker cannot be reached, or refuses what is asked of it."""
+
+
 class NodeUnknown(JobsyncError, LookupError):
     """Raised when no live node has the `name` that was given; `hint` says what may have been meant."""
 

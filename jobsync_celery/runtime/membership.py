@@ -12,7 +12,7 @@ from jobsync_celery.runtime.clock import boot_clock
 from jobsync_celery.runtime.events import Events
 from jobsync_celery.runtime.eviction import evict
 from jobsync_celery.runtime.lease import Lease
-from jobsync_celery.store.database import Link
+from jobsync_celery.store.database import Connection, Link
 from jobsync_celery.store.nodes import Generation, Identity, Incumbent, Renewal
 from jobsync_celery.store.store import Store
 
@@ -79,6 +79,8 @@ class Membership:
         self.next_due = 0.0
         #: When the last heartbeat that was answered had been sent, on the boot clock.
         self.renewed_at: float | None = None
+        #: Called in the transaction that registers; raises if the cluster was reshaped and is not ours any more.
+        self.admit: Callable[[Connection], None] = lambda tx: None
         self._curious = curious
         self._heard = heard
 
@@ -196,6 +198,7 @@ class Membership:
             if incumbent is not None:
                 self._store.leaders.lock(tx)
             self._store.nodes.outlive(tx, timeline)
+            self.admit(tx)
             if incumbent is not None and not evictable:
                 self._store.partitions.forget_plan(tx)  # of those who all left, and did not return in time
             if incumbent is not None and evictable:

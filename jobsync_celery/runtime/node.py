@@ -25,7 +25,7 @@ from jobsync_celery.runtime.roster import Herald, Roster, Silence
 from jobsync_celery.runtime.task_locks import TaskLocks
 from jobsync_celery.store.nodes import Identity, Renewal
 from jobsync_celery.store.partitions import LockPartition
-from jobsync_celery.store.schema import ClusterShape, ensure_schema
+from jobsync_celery.store.schema import ClusterShape, ensure_schema, locked_cluster
 from jobsync_celery.store.store import Store
 
 #: The longest sleep: a lost wake-up costs no more than this.
@@ -87,6 +87,7 @@ class Node:
             curious=self._roster.curious,
             heard=self._heard,
         )
+        self.membership.admit = lambda tx: locked_cluster(store.database, tx, shape)
         self.leadership = Leadership(
             store,
             self._link,

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from jobsync_celery.core.locks import pool_of
-from jobsync_celery.core.tokens import TokenMap
 from jobsync_celery.errors import TooManyPools
 from jobsync_celery.runtime.rebalancing import rebalance
 from jobsync_celery.store.database import Connection
 from jobsync_celery.store.locks import NewLock
-from jobsync_celery.store.schema import ClusterShape
+from jobsync_celery.store.schema import ClusterShape, locked_cluster
 from jobsync_celery.store.store import Store
 
 #: Each pool costs a queue, and a look at the patterns in every plan.
@@ -39,9 +38,9 @@ class TaskLocks:
     def __init__(self, store: Store, shape: ClusterShape) -> None:
         self._store = store
         self._kind = shape.kind
-        self._tokens = TokenMap(shape.total_tokens, shape.partitions, shape.hash_function)
-        lock_partitions = min(shape.lock_partitions, shape.total_tokens)
-        self._pool_tokens = TokenMap(shape.total_tokens, lock_partitions, shape.hash_function)
+        self._shape = shape
+        self._tokens = shape.tokens
+        self._pool_tokens = shape.pool_tokens
 
     def set(self, tx: Connection, requests: Iterable[LockRequest], created_by: str) -> None:
         """Lock keys, in place of the locks that they had; in force when the transaction commits.
@@ -56,7 +55,7 @@ class TaskLocks:
         if not self._store.partitions.pools(tx).keys() >= set(pools.values()):
             self._store.leaders.lock(tx)
         self._store.locks.take_turns(tx)
-        self._store.locks.introduce(tx, created_by, self._kind)
+        self._store.locks.introduce(tx, created_by, self._shape.kind)
         numbers = self.ensure_pools(tx, pools.values())
         self._hold_still(tx, wanted)
         locks = [
@@ -145,5 +144,6 @@ class TaskLocks:
 
     def _hold_still(self, tx: Connection, keys: Iterable[str]) -> None:
         """Let no claim of these keys be made, wherever they are, until the transaction ends."""
+        locked_cluster(self._store.database, tx, self._shape)
         if numbers := {self._tokens.partition_for(key) for key in keys}:
             self._store.partitions.hold_still(tx, numbers)

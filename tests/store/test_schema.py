@@ -16,7 +16,8 @@ from sqlalchemy import Engine, event, make_url, text
 from jobsync_celery.errors import ClusterMismatch, SchemaOutdated, StoreError
 from jobsync_celery.store.database import Database
 from jobsync_celery.store.migrations import NEWEST
-from jobsync_celery.store.schema import ClusterInfo, ClusterShape, _revisions, drop_schema, ensure_schema
+from jobsync_celery.store.revisions import script
+from jobsync_celery.store.schema import ClusterInfo, ClusterShape, drop_schema, ensure_schema
 
 SHAPE = ClusterShape(total_tokens=10_000, partitions=64, hash_function="double_sha256")
 
@@ -168,7 +169,7 @@ def test_another_shape_is_refused_naming_both_values(database: Database, other: 
 
 
 def test_the_newest_revision_is_the_last_of_the_history() -> None:
-    assert _revisions().get_heads() == [NEWEST]
+    assert script().get_heads() == [NEWEST]
 
 
 def test_where_the_tables_are_there_nobody_loads_the_library_that_makes_them(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from alembic import op
+from jobsync_celery.store.migrations import run
 
 revision = "0001"
 down_revision = None
@@ -162,6 +162,7 @@ CREATE TABLE {cluster} (
     partitions integer NOT NULL CHECK (partitions BETWEEN 1 AND total_tokens),
     hash_function text NOT NULL,
     lock_partitions integer NOT NULL DEFAULT 1 CHECK (lock_partitions > 0),
+    former jsonb NOT NULL DEFAULT '[]',
     timeline bigint NOT NULL DEFAULT 0,
     locks_version bigint NOT NULL DEFAULT 0,
     locks_changed_by bigint NOT NULL DEFAULT 0,
@@ -342,4 +343,4 @@ def upgrade(names: Mapping[str, str]) -> None:
         _TIMELINE,
         _COMMIT_CLAIMS,
     ):
-        op.get_bind().exec_driver_sql(script.format_map(names))
+        run(script.format_map(names))
