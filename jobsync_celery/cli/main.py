@@ -8,10 +8,12 @@ from jobsync_celery.cli.claims import claims
 from jobsync_celery.cli.cleanup import cleanup
 from jobsync_celery.cli.doctor import doctor
 from jobsync_celery.cli.drain import drain, undrain
+from jobsync_celery.cli.flush import flush_back
 from jobsync_celery.cli.history import history, tokens
 from jobsync_celery.cli.locks import locks
 from jobsync_celery.cli.probe import probe
 from jobsync_celery.cli.rebalance import rebalance
+from jobsync_celery.cli.schema import schema
 from jobsync_celery.cli.status import nodes, status
 from jobsync_celery.cli.where import where, why
 
@@ -30,6 +32,8 @@ COMMANDS: tuple[click.Command, ...] = (
     drain,
     undrain,
     cleanup,
+    schema,
+    flush_back,
 )
 
 

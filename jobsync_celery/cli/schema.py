@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from jobsync_celery.cli.answer import TROUBLED, WELL, Answer, Grid, counted, moment, text
-from jobsync_celery.cli.backlog import former_queues, sweep, swept_data, swept_grid
+from jobsync_celery.cli.backlog import emptied, former_queues, queue_data, queue_grids
 from jobsync_celery.cli.command import order, question
 from jobsync_celery.cli.site import Site
 from jobsync_celery.core.locks import patterns_in
@@ -54,7 +54,9 @@ def _shaped(command: Callable[..., Answer]) -> Callable[..., Answer]:
     return run
 
 
-@question("show", epilog="Exit status: 0 all is well, 1 an upgrade is due or the app differs, 2 no tables, or newer ones.")
+@question(
+    "show", epilog="Exit status: 0 all is well, 1 an upgrade is due or the app differs, 2 no tables, or newer ones."
+)
 def show_schema(site: Site) -> Answer:
     """Show the tables and the cluster that they belong to.
 
@@ -82,7 +84,9 @@ def show_schema(site: Site) -> Answer:
         "pools": pools,
         "tables": [{"table": each.name, "rows": each.rows, "bytes": each.size} for each in sizes],
     }
-    return Answer(data, list(_sentences(site, revision, cluster)), _grids(pools, sizes), notes, TROUBLED if notes else WELL)
+    return Answer(
+        data, list(_sentences(site, revision, cluster)), _grids(pools, sizes), notes, TROUBLED if notes else WELL
+    )
 
 
 @order("upgrade", epilog="Exit status: 0 the tables are up to date, or were written down; 2 they are not.")
@@ -106,7 +110,7 @@ def upgrade(site: Site, numbers: dict[str, Any], sql: bool) -> Answer:
 
 @order(
     "reshape",
-    epilog="Exit status: 0 done; 1 messages are left in queues that nobody consumes any more; 2 refused, nothing changed.",
+    epilog="Exit status: 0 done; 1 messages are left in queues that nobody consumes any more; 2 refused.",
 )
 @click.option("--dry-run", is_flag=True, help="Change nothing; say what would change.")
 @_shaped
@@ -126,24 +130,26 @@ def reshape_cluster(site: Site, numbers: dict[str, Any], dry_run: bool) -> Answe
             standstill.look()
         else:
             if site.app is not None:
-                site.app.jobsync.cluster.backlog().check()  # before anything is changed
+                with site.app.jobsync.cluster.backlog():  # that the broker is there, before anything is changed
+                    pass
             reshape(site.store, standstill, shape)
     former = [*before.former, *([before.shape] if changes else [])]
-    swept = [] if dry_run else sweep(site, former, shape)
+    stranded = former_queues(site, former, shape)
+    swept = [] if dry_run or site.app is None else emptied(site, stranded, site.app.jobsync.cluster.places(shape))
     left = sum(each.left for each in swept)
-    looked_at = [] if site.app is not None else former_queues(site.config.queue_prefix, former, shape)
+    looked_at = stranded if site.app is None else []
     data = {
         "dry_run": dry_run,
         "changed": changes and not dry_run,
         "before": asdict(before.shape),
         "after": asdict(shape),
-        "queues": swept_data(swept),
+        "queues": queue_data(swept),
         "left": left,
         "look_at": looked_at,
     }
     lines = list(_changes(before.shape, shape, dry_run))
     notes = list(_next_steps(changes, dry_run, looked_at))
-    return Answer(data, lines, swept_grid(swept), notes, TROUBLED if left else WELL)
+    return Answer(data, lines, queue_grids(swept), notes, TROUBLED if left else WELL)
 
 
 for _command in (show_schema, upgrade, reshape_cluster):
@@ -194,7 +200,7 @@ def _cluster_data(cluster: ClusterInfo) -> dict[str, Any]:
     }
 
 
-def _sentences(site: Site, revision: str, cluster: ClusterInfo | None) -> Iterator[str]:
+def _sentences(site: Site, revision: str | None, cluster: ClusterInfo | None) -> Iterator[str]:
     known = "as this code" if revision == NEWEST else f"this code needs {NEWEST}"
     named = f"{site.database.schema}.{site.database.prefix}" if site.database.schema else site.database.prefix
     yield f"tables {named}… in {site.database.where}: revision {revision}, {known}"
@@ -225,8 +231,8 @@ def _changes(before: ClusterShape, after: ClusterShape, dry_run: bool) -> Iterat
     if before == after:
         yield f"nothing is to be changed: {_told(after)}"
         return
-    yield f"{'would be' if dry_run else 'was'} {_told(before)}" if not dry_run else f"now {_told(before)}"
-    yield f"{'would be' if dry_run else 'is'} {_told(after)}"
+    yield f"{'now' if dry_run else 'before'}: {_told(before)}"
+    yield f"{'it would have' if dry_run else 'now'}: {_told(after)}"
 
 
 def _next_steps(changes: bool, dry_run: bool, look_at: list[str]) -> Iterator[str]:
@@ -249,7 +255,9 @@ def _grids(pools: list[dict[str, Any]], sizes: list[TableSize]) -> list[Grid]:
         rows = [
             (", ".join(each["patterns"]), ", ".join(map(str, each["partitions"])), str(each["locks"])) for each in pools
         ]
-        grids.append(Grid(("patterns", "partitions", "locks"), rows, frozenset(("locks",)), title="pools of task locks:"))
+        grids.append(
+            Grid(("patterns", "partitions", "locks"), rows, frozenset(("locks",)), title="pools of task locks:")
+        )
     cells = [(each.name, text(each.rows), _size(each.size)) for each in sizes]
     grids.append(Grid(("table", "rows, about", "size"), cells, frozenset(("rows, about", "size")), title="tables:"))
     return grids

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from celery import Celery
 
 from jobsync_celery.core.tokens import TokenMap
+from jobsync_celery.plugin.backlog import Backlog
 from jobsync_celery.plugin.coordinated import Registry
+from jobsync_celery.plugin.places import OrdinaryPlaces, PlacesByKey, queues_of
 from jobsync_celery.plugin.router import PartitionQueues, TokenRouter
 from jobsync_celery.runtime.assembly import node_settings_of, store_of
 from jobsync_celery.runtime.events import Events
@@ -32,6 +34,18 @@ class Cluster:
             config.total_tokens, config.partitions, config.hash_function, lock_partitions=config.lock_partitions
         )
         self.store = store_of(config)
+
+    def backlog(self) -> Backlog:
+        """The queues of the app's broker, for tools."""
+        return Backlog(self.app)
+
+    def places(self, shape: ClusterShape) -> PlacesByKey:
+        """Where messages belong if the cluster has this shape, whatever the settings say."""
+        return PlacesByKey(self.registry, queues_of(self.config.queue_prefix, shape))
+
+    def ordinary_places(self, queue: str | None, barred: Collection[str]) -> OrdinaryPlaces:
+        """Where messages belong without the plugin; see :class:`OrdinaryPlaces`."""
+        return OrdinaryPlaces(self.app, self.router, queue, barred)
 
     def node_settings(self, identity: Identity, before_joining: Callable[[], None]) -> NodeSettings:
         """The settings of a node with this identity."""

@@ -291,7 +291,7 @@ def restore_unacked(channel: Any, queues: Collection[str], keep: Collection[str]
 
     The tags in `keep` stay, and what is fetched from now on. Nodes may do this at once, and beside the sweep.
     """
-    client, unacked, index = _server(channel)
+    client, unacked, index = server_of(channel)
     scores = {tag.decode(): score for tag, score in client.zrange(index, 0, -1, withscores=True)}
     lookup, entries = cache(channel._lookup), dict[str, bytes]()
     for field, entry in client.hscan_iter(unacked, count=500):
@@ -305,14 +305,14 @@ def restore_unacked(channel: Any, queues: Collection[str], keep: Collection[str]
 
 def give_back(channel: Any, tags: Sequence[str]) -> None:
     """Put messages of this channel back to the heads of their queues; `tags` are oldest first, and so popped."""
-    client, unacked, _ = _server(channel)
+    client, unacked, _ = server_of(channel)
     entries = zip(tags, client.hmget(unacked, list(tags)) if tags else (), strict=True)
     _put_back(channel, [_restorable(channel, tag, entry) for tag, entry in entries if entry])
     for tag in tags:
         local_qos.ack(channel.qos, tag)
 
 
-def _server(channel: Any) -> tuple[Any, str, str]:
+def server_of(channel: Any) -> tuple[Any, str, str]:
     """A client that leaves keys as they are (kombu's prefixes only some), and where messages are recorded."""
     names = (channel.global_keyprefix + name for name in (channel.unacked_key, channel.unacked_index_key))
     return redis.Redis(connection_pool=channel.pool), *names
@@ -329,5 +329,5 @@ def _restorable(channel: Any, tag: str, entry: bytes, score: str = "") -> Taken:
 def _put_back(channel: Any, oldest_first: Collection[Taken]) -> int:
     """Move the items that are still unacknowledged to the heads, in one step; how many. Without keys they stay."""
     items = [[m.tag, m.score, m.raw, len(m.keys), *m.keys] for m in reversed(list(oldest_first)) if m.keys]
-    client, *records = _server(channel)
+    client, *records = server_of(channel)
     return int(client.eval(PUT_BACK, 0, *records, *chain(*items))) if items else 0

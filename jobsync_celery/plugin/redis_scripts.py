@@ -1,4 +1,4 @@
-"""What Redis does in one step: take messages and record them, and put unacknowledged ones back."""
+"""What Redis does in one step: take messages and record them, put unacknowledged ones back, move one elsewhere."""
 
 from __future__ import annotations
 
@@ -75,4 +75,13 @@ while at <= #ARGV do
     at = last + 1
 end
 return moved
+"""
+
+# KEYS: a queue, then where its next message goes. ARGV: that message, and what it looks like there.
+MOVE = """
+if #KEYS == 1 then return redis.error_reply('NOROUTE the message belongs into no queue') end
+if redis.call('LINDEX', KEYS[1], -1) ~= ARGV[1] then return 0 end
+for key = 2, #KEYS do redis.call('LPUSH', KEYS[key], ARGV[2]) end
+redis.call('RPOP', KEYS[1])
+return 1
 """

@@ -87,7 +87,6 @@ class Node:
             curious=self._roster.curious,
             heard=self._heard,
         )
-        self.membership.admit = lambda tx: locked_cluster(store.database, tx, shape)
         self.leadership = Leadership(
             store,
             self._link,
@@ -225,9 +224,11 @@ class Node:
 
     def _prepare(self) -> None:
         """First contact: tables, lock pools of our tasks, and the channel on which the others wake us."""
-        ensure_schema(self._store.database, self._settings.shape)
+        database, shape = self._store.database, self._settings.shape
+        ensure_schema(database, shape)
+        self.membership.admit = lambda tx: locked_cluster(database, tx, shape)
         with self._link.transaction() as tx:
-            locks = TaskLocks(self._store, self._settings.shape)
+            locks = TaskLocks(self._store, shape)
             pools = locks.ensure_pools(tx, self._settings.pools)
         self._surface.learn(
             {number: LockPartition(pool, at) for pool, each in pools.items() for at, number in enumerate(each)}

@@ -37,7 +37,6 @@ class TaskLocks:
 
     def __init__(self, store: Store, shape: ClusterShape) -> None:
         self._store = store
-        self._kind = shape.kind
         self._shape = shape
         self._tokens = shape.tokens
         self._pool_tokens = shape.pool_tokens

@@ -82,7 +82,9 @@ class Reshaping:
         known = self._partitions.pools(tx)
         size = shape.pool_tokens.partitions
         starts = range(shape.partitions, shape.partitions + size * len(known), size)
-        return {pool: range(at, at + size) for at, pool in zip(starts, sorted(known, key=known.__getitem__), strict=True)}
+        return {
+            pool: range(at, at + size) for at, pool in zip(starts, sorted(known, key=known.__getitem__), strict=True)
+        }
 
     def _make_partitions(self, tx: Connection, shape: ClusterShape, pools: Mapping[str, range]) -> None:
         version = tx.execute(self._version).scalar_one()
@@ -90,8 +92,8 @@ class Reshaping:
         rows = [(number, *shape.tokens.range(number), "") for number in range(shape.partitions)]
         for pool, numbers in pools.items():
             rows += [(number, *shape.pool_tokens.range(at), pool) for at, number in enumerate(numbers)]
-        numbers, firsts, lasts, names = zip(*rows, strict=True)
-        ranges = {"numbers": array(numbers), "firsts": array(firsts), "lasts": array(lasts)}
+        every, firsts, lasts, names = zip(*rows, strict=True)
+        ranges = {"numbers": array(every), "firsts": array(firsts), "lasts": array(lasts)}
         tx.execute(self._add, {**ranges, "pools": list(names), "version": version})
 
     def _relocate_locks(
