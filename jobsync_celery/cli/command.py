@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import signal
 import sys
 import time
@@ -96,6 +97,8 @@ def _run(function: Asked, given: dict[str, Any], as_json: bool, watch: float | N
         code = _watch(ask, as_json, watch) if watch else _once(ask, as_json)
     except JobsyncError as error:
         complain(error)
+        if as_json:
+            click.echo(json.dumps({"error": _told(error)}))
         code = NO_ANSWER
     except KeyboardInterrupt:
         code = _INTERRUPTED
@@ -108,7 +111,11 @@ def complain(error: JobsyncError) -> None:
 
 
 def _line(error: JobsyncError) -> str:
-    return f"Error: {' '.join(str(error).split())}"
+    return f"Error: {_told(error)}"
+
+
+def _told(error: JobsyncError) -> str:
+    return " ".join(str(error).split())
 
 
 def _once(ask: Callable[[], Answer], as_json: bool) -> int:
