@@ -13,10 +13,11 @@ from e2e.history import doubled
 from e2e.site import Site
 from e2e.waiting import until
 
-SILENT = "SELECT FROM sync_node WHERE last_heartbeat < clock_timestamp() - make_interval(secs => lease_sec)"
+BRIEF = {"heartbeat_interval_sec": 0.5, "heartbeat_timeout_sec": 1.5}
+SILENT = "SELECT name FROM sync_node WHERE last_heartbeat < clock_timestamp() - make_interval(secs => lease_sec)"
 
 
-@pytest.mark.cluster("w1", jobsync={"partitions": 4}, options=("-c", "1"))
+@pytest.mark.cluster("w1", jobsync={"partitions": 4, **BRIEF}, options=("-c", "1"))
 def test_plain_workers_run_each_of_the_tasks_once_that_were_flushed_back(celery_setup: Any, site: Site) -> None:
     [worker] = celery_setup.worker_cluster
     soon = site.call("step", "early", 1, countdown=5)  # the worker fetches it, and takes it into its death
@@ -50,7 +51,8 @@ def test_plain_workers_run_each_of_the_tasks_once_that_were_flushed_back(celery_
     told = ask(app, "flush-back", "--delete-queues")
     moved = sum((Counter(each["moved"]) for each in told["queues"]), Counter())
     assert told["left"] == 0 and moved[elsewhere] == 1
-    assert moved[f"{site.prefix}ordinary"] == told["moved"] - 1 == len(ids) + len(results) + 2
+    dropped = 0 if site.is_redis else 1  # RabbitMQ drops what has expired by itself
+    assert moved[f"{site.prefix}ordinary"] == told["moved"] - 1 == len(ids) + len(results) + 2 - dropped
     assert ask(app, "flush-back")["moved"] == 0
 
     site.worker("plain1", "-Q", f"{site.prefix}ordinary,{elsewhere}", off=True)
