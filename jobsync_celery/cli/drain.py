@@ -9,6 +9,7 @@ import click
 
 from jobsync_celery.cli.answer import TROUBLED, WELL, Answer, counted
 from jobsync_celery.cli.command import complain, order
+from jobsync_celery.cli.completion import live_nodes
 from jobsync_celery.cli.site import Site
 from jobsync_celery.errors import StoreUnavailable
 from jobsync_celery.runtime.draining import lift_drain, order_drain
@@ -34,7 +35,7 @@ class _Left:
     "drain",
     epilog="Exit status: 0 ordered, or with --wait empty; 1 not empty in time, or it died meanwhile; 2 no such node.",
 )
-@click.argument("node")
+@click.argument("node", shell_complete=live_nodes)
 @click.option("--wait", is_flag=True, help="Wait until the node has nothing any more.")
 @click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0), help="With --wait: at most so long.")
 def drain(site: Site, node: str, wait: bool, timeout: float | None) -> Answer:
@@ -68,7 +69,7 @@ def drain(site: Site, node: str, wait: bool, timeout: float | None) -> Answer:
 
 
 @order("undrain", epilog="Exit status: 0 lifted, 1 nobody had ordered it to drain, 2 no such node.")
-@click.argument("node")
+@click.argument("node", shell_complete=live_nodes)
 def undrain(site: Site, node: str) -> Answer:
     """Let NODE take part again.
 

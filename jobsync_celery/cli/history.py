@@ -9,6 +9,7 @@ import click
 
 from jobsync_celery.cli.answer import TROUBLED, WELL, Answer, Grid, counted, moment, nearest, text
 from jobsync_celery.cli.command import question
+from jobsync_celery.cli.completion import all_nodes
 from jobsync_celery.cli.queues import queue_names
 from jobsync_celery.cli.site import Site
 from jobsync_celery.core.locks import patterns_in
@@ -35,7 +36,7 @@ def history(site: Site, limit: int) -> Answer:
 
 
 @question("tokens")
-@click.option("--node", help="Only what this node has, or should have.")
+@click.option("--node", shell_complete=all_nodes, help="Only what this node has, or should have.")
 def tokens(site: Site, node: str | None) -> Answer:
     """List who has which partitions.
 

@@ -8,6 +8,7 @@ import click
 
 from jobsync_celery.cli.answer import TROUBLED, WELL, Answer, Grid, counted, moment, nearest, text
 from jobsync_celery.cli.command import order, question
+from jobsync_celery.cli.completion import lock_creators, locked_keys
 from jobsync_celery.cli.site import Site
 from jobsync_celery.core.tokens import key_text
 from jobsync_celery.errors import JobsyncError
@@ -27,7 +28,7 @@ def locks() -> None:
 
 
 @question("list")
-@click.option("--by", metavar="CREATOR", help="Only those set by this node or script.")
+@click.option("--by", metavar="CREATOR", shell_complete=lock_creators, help="Only those set by this node or script.")
 @click.option("--unserved", is_flag=True, help="Only those that no live node matches.")
 def list_locks(site: Site, by: str | None, unserved: bool) -> Answer:
     """List the task locks, the oldest first."""
@@ -81,7 +82,7 @@ def add_lock(
 
 
 @order("remove")
-@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...", shell_complete=locked_keys)
 def remove_locks(site: Site, keys: tuple[str, ...]) -> Answer:
     """Unlock each KEY: its tasks go back to where its hash says."""
     wanted = {key_text(key) for key in keys}
@@ -94,7 +95,7 @@ def remove_locks(site: Site, keys: tuple[str, ...]) -> Answer:
 
 
 @order("clear-by")
-@click.argument("creator")
+@click.argument("creator", shell_complete=lock_creators)
 def clear_locks_by(site: Site, creator: str) -> Answer:
     """Unlock every key that CREATOR, a node or a script, had locked."""
     with site.reading() as tx:

@@ -9,6 +9,7 @@ import click
 
 from jobsync_celery.cli.answer import Answer, Grid, counted, moment, nearest, text
 from jobsync_celery.cli.command import order
+from jobsync_celery.cli.completion import live_nodes
 from jobsync_celery.cli.site import Site
 from jobsync_celery.core.model import Member, Move, Plan, Seat, spans
 from jobsync_celery.core.plan import plan
@@ -25,7 +26,9 @@ _HEADINGS = ("partitions", "tokens", "from", "to", "why")
 @order("rebalance")
 @click.option("--dry-run", is_flag=True, help="Only say what would move.")
 @click.option("--no-wait", is_flag=True, help="Wait for no name to return any longer (rejoin_grace_sec).")
-@click.option("--without", "leaving", metavar="NODE", help="With --dry-run: as if this node drained.")
+@click.option(
+    "--without", "leaving", metavar="NODE", shell_complete=live_nodes, help="With --dry-run: as if it drained."
+)
 def rebalance(site: Site, dry_run: bool, no_wait: bool, leaving: str | None) -> Answer:
     """Make a plan now, or show what would move.
 
