@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from jobsync_celery.core.tokens import TokenMap
-from jobsync_celery.errors import JobsyncError, SchemaOutdated
+from jobsync_celery.errors import JobsyncError
 from jobsync_celery.runtime.assembly import store_of
 from jobsync_celery.settings import CoordinationConfig
 from jobsync_celery.store.database import Connection, set_patience
@@ -48,13 +48,10 @@ class Site:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction for questions; nothing is made or locked."""
-        try:
-            with self.database.transaction("jobsync command") as tx:
-                set_patience(tx, _PATIENCE)
-                yield tx
-        except SchemaOutdated:
-            stored_cluster(self.database)  # says that there is none
-            raise
+        self.cluster  # noqa: B018 - that the tables are there, and of this version, is said first
+        with self.database.transaction("jobsync command") as tx:
+            set_patience(tx, _PATIENCE)
+            yield tx
 
     @contextmanager
     def changing(self) -> Iterator[Connection]:

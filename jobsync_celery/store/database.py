@@ -121,6 +121,11 @@ class Database:
     def __repr__(self) -> str:
         return f"<Database {self.where} tables {self._quoted('')}>"
 
+    @property
+    def place(self) -> str:
+        """Where the tables are, as messages name it."""
+        return f"schema {self.schema!r} of {self.where}" if self.schema else self.where
+
     def link(self, name: str, timeouts: Timeouts | None = None) -> Link:
         """A connection of its own for one thread; ``name`` shows in ``pg_stat_activity``.
 

@@ -114,7 +114,7 @@ def known_revision(database: Database, *, missing: bool = False) -> str | None:
         check_known(database, revision)
     elif not missing:
         raise SchemaOutdated(
-            f"no {database.prefix!r} tables in {database.where}: no worker has started there yet, or with another"
+            f"no {database.prefix!r} tables in {database.place}: no worker has started there yet, or with another"
             " appname or schema"
         )
     return revision
