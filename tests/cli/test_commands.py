@@ -61,11 +61,6 @@ def test_a_database_that_cannot_be_asked_is_one_line_without_the_password(words:
     assert "secret" not in done.output and "sec@ret" not in done.output
 
 
-def test_a_prefix_without_tables_is_one_line(cluster: Cluster, database_url: str) -> None:
-    for name in READING:
-        assert "no 'other_' tables of this version" in refused(by_url(database_url, name, "--appname", "other_"))
-
-
 def test_the_url_may_come_from_the_environment_where_no_password_shows_in_the_list_of_processes(
     cluster: Cluster, database_url: str
 ) -> None:

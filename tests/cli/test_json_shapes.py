@@ -9,9 +9,11 @@ from typing import Any
 
 import click
 import pytest
+from celery import Celery
 from click.testing import CliRunner
-from command_stage import SHAPE, Cluster, by_url, said
+from command_stage import SHAPE, Cluster, by_app, by_url, said
 
+from jobsync_celery import JobSync
 from jobsync_celery.__main__ import main
 from jobsync_celery.cli.main import jobsync
 from jobsync_celery.runtime.clock import boot_clock
@@ -83,12 +85,33 @@ def test_every_command_answers_in_the_documented_shape(url: str, tmp_path: Path)
         "undrain": ("two",),
         "cleanup": ("--dry-run",),
         "probe": (),
+        "schema show": (),
+        "schema upgrade": (),
     }
     examples = documented()
-    assert set(asked) == set(examples)
+    assert set(examples) - set(asked) == {"schema reshape", "flush-back"}
     for name, words in asked.items():
         answer = probed(tmp_path) if name == "probe" else said(by_url(url, *name.split(), *words, "--json"))
         assert shape(answer) == shape(examples[name]), name
+
+
+@pytest.mark.redis
+def test_what_moves_messages_answers_in_the_documented_shape(
+    cluster: Cluster, database_url: str, redis_url: str, queue_prefix: str
+) -> None:
+    cluster.execute("DELETE FROM {node}")
+    app = Celery("proj", broker=redis_url, set_as_current=False)
+    app.conf.task_default_queue = f"{queue_prefix}ordinary"
+    numbers = {"total_tokens": SHAPE.total_tokens, "partitions": 2, "hash_function": SHAPE.hash_function}
+    JobSync(app, {"url": database_url, "queue_prefix": queue_prefix, "tasks": {"proj.settle": 0}, **numbers})
+    for number, command in ((3, "schema reshape"), (1, "flush-back")):
+        app.send_task("proj.settle", (KEY,), queue=f"{queue_prefix}{number:03}")
+        answer = said(by_app(app, *command.split(), "--json"))
+        example = documented()[command]
+        for each in (*answer["queues"], *example["queues"]):
+            assert each["moved"].pop(next(iter(each["moved"]))) > 0  # its names are those of queues
+            each["moved"].clear()
+        assert shape(answer) == shape(example), command
 
 
 def test_every_command_has_its_section() -> None:
