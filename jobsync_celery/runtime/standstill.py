@@ -68,9 +68,7 @@ class Standstill:
         if longest:
             names = ", ".join(each.name for each in self._silent) or "nodes from before the database failed over"
             self._say(f"waiting {longest:.0f} s for the lease of {names}")
-        while self._clock() - since <= longest:
-            self._sleep(min(_LOOK_SEC, longest))
-            self._refuse_renewed(self._members())
+            self._outwait(since + longest)
 
     def enforce(self, tx: Connection) -> None:
         """In the transaction that needs the standstill: bury who was silent, and see that nobody has come.
@@ -88,6 +86,11 @@ class Standstill:
         if self._timeline is not None:
             self._store.nodes.outlive(tx, self._timeline)
         settle(tx, self._store)
+
+    def _outwait(self, end: float) -> None:
+        while self._clock() <= end:
+            self._sleep(_LOOK_SEC)
+            self._refuse_renewed(self._members())
 
     def _members(self) -> Sequence[Member]:
         with self._store.database.transaction("jobsync command") as tx:

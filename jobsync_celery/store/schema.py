@@ -192,7 +192,7 @@ def _check_shape(database: Database, stored: ClusterShape, wanted: ClusterShape)
             f" takes no others: use another appname here ({wanted.kind!r}), or drop its tables if that was a mistake"
         )
     differences = [
-        f"{name}={theirs!r}, here {name}={ours!r} "
+        f"{name}={theirs!r}, here {name}={ours!r}"
         for name, theirs in asdict(stored).items()
         if (ours := getattr(wanted, name)) != theirs
     ]
