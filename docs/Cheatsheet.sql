@@ -1,7 +1,7 @@
 -- Cheat sheet: the cluster in SQL. The operator guide says what to do about the answers.
 --
 -- Table names begin with appname, "sync_" by default; with a schema, set the search path first. Everything here may be
--- run at any time. Only what is under "Clean up" and "Locks by hand" changes something.
+-- run at any time. Only what is under "Clean up", "Locks by hand" and "Rights" changes something.
 
 -- == Is all well? ==================================================================================================
 
@@ -169,3 +169,13 @@ WHERE created_by NOT IN (SELECT name FROM sync_node);
 
 -- Let a lock expire tomorrow.
 UPDATE sync_lock SET expires_at = NOW() + INTERVAL '1 day' WHERE task_id = 'model-7';
+
+-- == Rights ========================================================================================================
+
+-- What a role that is not the tables' owner, here worker, needs at run time.
+GRANT USAGE ON SCHEMA public TO worker;
+GRANT SELECT ON sync_schema, sync_token TO worker;
+GRANT SELECT, UPDATE ON sync_cluster, sync_leader TO worker;
+GRANT SELECT, INSERT, UPDATE ON sync_partition TO worker;
+GRANT SELECT, INSERT, UPDATE, DELETE ON sync_node, sync_claim, sync_lock, sync_rebalance, sync_audit TO worker;
+GRANT USAGE ON SEQUENCE sync_incarnation_seq, sync_fence_seq TO worker;

@@ -120,6 +120,7 @@ ANSWERS: dict[str, Judge] = {
     "DELETE FROM sync_claim": anything,
     "DELETE FROM sync_audit": anything,
     "VACUUM ANALYZE sync_": anything,
+    "GRANT ": anything,
     "UPDATE sync_lock SET expires_at": anything,
     "SELECT c.total_tokens - (SELECT COUNT(*)": all_is_owned,
     "SELECT name, state, last_heartbeat, hostname, pid FROM sync_node WHERE state = 'dead'": nothing,
