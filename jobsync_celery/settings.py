@@ -29,7 +29,7 @@ class CoordinationConfig:
     an impossible combination. Times are in seconds.
 
     url, or any of host, port, dbname, user, password: the PostgreSQL database.
-    total_tokens, partitions, hash_function: how keys map to queues; fixed when the cluster is created.
+    total_tokens, partitions, hash_function: how keys map to queues; the cluster's, until it is reshaped.
     minimum_nodes, wait_on_enter: nodes and time to wait for before the first plan.
     heartbeat_interval_sec, heartbeat_timeout_sec: how often a node renews its lease, and its length.
     rebalance_check_interval_sec: how often beat looks whether a plan is missing.

@@ -105,7 +105,7 @@ def upgrade(site: Site, numbers: dict[str, Any], sql: bool) -> Answer:
         return Answer({"before": None, "revision": None, "cluster": None, "sql": statements}, lines)
     before, cluster = upgrade_schema(site.database, shape)
     data = {"before": before, "revision": NEWEST, "cluster": _cluster_data(cluster), "sql": None}
-    return Answer(data, [_done(before), _created(cluster)])
+    return Answer(data, [_done(before), *_created(cluster)])
 
 
 @order(
@@ -205,19 +205,19 @@ def _sentences(site: Site, revision: str | None, cluster: ClusterInfo | None) ->
     named = f"{site.database.schema}.{site.database.prefix}" if site.database.schema else site.database.prefix
     yield f"tables {named}… in {site.database.where}: revision {revision}, {known}"
     if cluster is not None:
-        yield _created(cluster)
+        yield from _created(cluster)
 
 
-def _created(cluster: ClusterInfo) -> str:
-    when, kind = moment(cluster.created_on), cluster.shape.kind
-    return f"cluster {cluster.cluster_id} of kind {kind}, created {when}: {_told(cluster.shape)}"
+def _created(cluster: ClusterInfo) -> Iterator[str]:
+    yield f"cluster {cluster.cluster_id}, {cluster.shape.kind}, since {moment(cluster.created_on)}"
+    yield _told(cluster.shape)
 
 
 def _told(shape: ClusterShape) -> str:
-    locks = counted(shape.lock_partitions, "partition")
+    partitions = counted(shape.partitions, "partition")
     return (
-        f"{shape.total_tokens} tokens in {counted(shape.partitions, 'partition')} by {shape.hash_function}, {locks} for"
-        " each pool of task locks"
+        f"{shape.total_tokens} tokens in {partitions} by {shape.hash_function}, {shape.lock_partitions} for each pool"
+        " of locks"
     )
 
 
@@ -238,7 +238,7 @@ def _changes(before: ClusterShape, after: ClusterShape, dry_run: bool) -> Iterat
 def _next_steps(changes: bool, dry_run: bool, look_at: list[str]) -> Iterator[str]:
     if look_at:
         yield (
-            "messages in these queues reach nobody any more; with an app (celery -A) they would be moved:"
+            "nobody consumes these queues any more; named by celery -A, an app has messages moved out of them:"
             f" {_shortened(look_at)}"
         )
     if changes and not dry_run:

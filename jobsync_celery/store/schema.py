@@ -36,7 +36,7 @@ __all__ = [
 #: Seconds for the slow path: others may be creating the same tables, or holding old ones during an upgrade.
 _PATIENCE = 60.0
 
-_REMEDY = "set it as stored, or with all workers stopped run jobsync schema reshape, or take another appname"
+_RESHAPE = "with all workers stopped run jobsync schema reshape, or "
 
 
 @dataclass(frozen=True)
@@ -198,5 +198,6 @@ def _check_shape(database: Database, stored: ClusterShape, wanted: ClusterShape)
     ]
     if differences:
         raise ClusterMismatch(
-            f"the cluster {database.prefix!r} in {database.where} has {'; '.join(differences)}: {_REMEDY}"
+            f"the cluster {database.prefix!r} in {database.where} has {'; '.join(differences)}: set it as stored,"
+            f" or {_RESHAPE if stored.kind == 'celery' else ''}take another appname"
         )

@@ -6,7 +6,7 @@ from e2e.commands import ask
 from e2e.site import Site
 from e2e.waiting import until
 
-TASKS, KEYS = 300, 60
+TASKS, KEYS = 200, 60
 
 
 def work(site: Site, partitions: int, done: int, workers: int) -> None:
