@@ -96,10 +96,11 @@ def stored_cluster(database: Database) -> ClusterInfo:
     """The cluster that has to be there, of whatever shape; raises :class:`SchemaOutdated` if it is not."""
     info = find_cluster(database)
     if info is None:
-        raise SchemaOutdated(
-            f"the {database.prefix!r} tables in {database.where} are of revision {known_revision(database)}, and"
-            f" {migrations.NEWEST} is needed: run jobsync schema upgrade"
-        )
+        revision = known_revision(database)
+        state = f"are of revision {revision}, and {migrations.NEWEST} is needed"
+        if revision == migrations.NEWEST:
+            state = "are incomplete"
+        raise SchemaOutdated(f"the {database.prefix!r} tables in {database.place} {state}: run jobsync schema upgrade")
     return info
 
 

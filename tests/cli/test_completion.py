@@ -41,10 +41,8 @@ def offered(program: str, line: str, env: Mapping[str, str] | None = None, cwd: 
 @pytest.mark.parametrize(
     ("line", "names"),
     [
-        ("jobsync dr", ["drain"]),
         ("jobsync schema re", ["reshape"]),
         ("jobsync drain --url {url} o", ["one", "other-2"]),
-        ("jobsync claims --url {url} --node ot", ["other-2"]),
         ("jobsync locks clear-by --url {url} ", ["script"]),
         ("jobsync locks remove --url {url} k", ["key-1"]),
     ],

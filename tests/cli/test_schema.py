@@ -65,6 +65,15 @@ def test_tables_are_created_once_with_the_numbers_that_are_given(database_url: s
     assert (again["before"], again["cluster"]["partitions"]) == ("0001", 4)  # an existing cluster keeps its own
 
 
+def test_tables_without_their_cluster_are_made_whole(cluster: Cluster, database_url: str) -> None:
+    cluster.execute("DELETE FROM {cluster}")
+    cluster.execute("DELETE FROM {partition}")
+    assert "tables in database" in (told := refused(by_url(database_url, "status")))
+    assert "are incomplete: run jobsync schema upgrade" in told
+    assert by_url(database_url, "schema", "upgrade", *NUMBERS).exit_code == 0
+    assert stored_cluster(Database(database_url)).shape == SHAPE
+
+
 def test_what_is_written_down_makes_the_same_tables(database_url: str, module_database_url: str) -> None:
     script = by_url(database_url, "schema", "upgrade", "--sql", *NUMBERS).stdout
     assert catalogue(database_url) == []
