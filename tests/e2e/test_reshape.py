@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from celery import Celery
+
 from e2e.commands import ask
 from e2e.site import Site
 from e2e.waiting import until
@@ -28,8 +30,17 @@ def test_every_task_runs_once_through_fewer_and_more_partitions(site: Site) -> N
     told = ask(narrow, "schema", "reshape")
     assert (told["before"]["partitions"], told["after"]["partitions"], told["left"]) == (16, 4, 0)
     assert {each["queue"] for each in told["queues"]} == {f"{site.prefix}{n:03}" for n in range(4, 16)}
-    work(site, 4, TASKS // 3, workers=1)
+    if site.is_redis:  # one broker for the second way is enough: there nothing is moved
+        work(site, 4, TASKS // 3, workers=1)
+        grow(site, wider)
+        ids.append(narrow.tasks["e2e.step"].apply_async(("key1", TASKS)).id)  # by a producer that was forgotten
+    work(site, 40 if site.is_redis else 4, len(ids), workers=2)
+    site.assert_once(ids)
+    assert site.waiting(*site.queues()) == 0
 
+
+def grow(site: Site, wider: Celery) -> None:
+    """Reshape in the middle of the work: what has ended stays, and what was begun is where its key is."""
     before = site.claims()
     told = ask(wider, "schema", "reshape")
     assert (told["before"]["partitions"], told["after"]["partitions"], told["queues"]) == (4, 40, [])
@@ -38,8 +49,3 @@ def test_every_task_runs_once_through_fewer_and_more_partitions(site: Site) -> N
     tokens = wider.jobsync.cluster.tokens
     to_come = [(each["partition_id"], each["task_key"]) for each in after if each["state"] == "lost"]
     assert to_come == [(tokens.partition_for(key), key) for _, key in to_come]
-
-    forgotten = narrow.tasks["e2e.step"].apply_async(("key1", TASKS)).id  # by a producer that has still the old numbers
-    work(site, 40, TASKS + 1, workers=2)
-    site.assert_once([*ids, forgotten])
-    assert site.waiting(*site.queues()) == 0
