@@ -108,7 +108,7 @@ def _wait(node: NodeRow, seats: list[Seat]) -> dict[str, Any]:
 def _awaited(wait: Mapping[str, Any]) -> str:
     number = wait["partitions"]
     waits = f"{counted(number, 'partition')} {'waits' if number == 1 else 'wait'}"
-    return f"{waits} until {moment(wait['until'])} for {wait['node']} to return: --no-wait moves them at once"
+    return f"{waits} until {moment(wait['until'])} for {wait['node']} to return: --no-wait ends that"
 
 
 def _move(move: Move, why: str) -> dict[str, object]:

@@ -116,7 +116,7 @@ def _sentences(status: ClusterStatus) -> list[str]:
 
 
 def _waiting(status: ClusterStatus) -> str:
-    return f" ({status.waiting} of them wait for a node to return)" if status.waiting else ""
+    return f" ({status.waiting} waiting for a node to return)" if status.waiting else ""
 
 
 def _changes(status: ClusterStatus) -> str:
@@ -168,7 +168,7 @@ def _node_notes(share: NodeShare) -> Iterator[str]:
     if node.awaited and share.targets:
         waits = f"{counted(share.targets, 'partition')} {'waits' if share.targets == 1 else 'wait'}"
         until = moment(node.awaited_until)
-        yield f"{waits} until {until} for {node.name} to return: rebalance --no-wait moves them at once"
+        yield f"{waits} until {until} for {node.name} to return: rebalance --no-wait ends that"
     ago = f"its last heartbeat was {duration(node.lag)} ago"
     if node.state == "dead":
         yield f"{node.name} was declared dead, {ago}: start it again, or leave its row to maintenance"

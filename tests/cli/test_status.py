@@ -56,7 +56,7 @@ def test_what_waits_for_a_name_is_no_trouble_and_told_with_the_time_at_which_the
     cluster.leave("two", cluster.join("two", 3), grace=300)
     done = by_url(database_url, "status")
     assert done.exit_code == 1
-    told = "waiting; leader one, term 1; 4 partitions, 1 unowned (1 of them wait for a node to return), 0 moving"
+    told = "waiting; leader one, term 1; 4 partitions, 1 unowned (1 waiting for a node to return), 0 moving"
     assert done.output.startswith(told)
     assert "1 partition waits until 20" in done.output and "for two to return: rebalance --no-wait" in done.output
     assert any(line.split()[:3] == ["two", "left", "-"] for line in done.output.splitlines())
