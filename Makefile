@@ -5,10 +5,10 @@ PY := .venv/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-job recovery maintenance clean
+.PHONY: help demo test check bench bench-job bench-observe recovery maintenance clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 demo: ## watch a cluster of workers share work by key, and prove it
 	@PYTHON="$(PYTHON)" .ci/setup demo
@@ -32,6 +32,10 @@ bench: ## measure coordinated against plain Celery
 bench-job: ## measure what a Job's questions, claims, locks and joins cost
 	@PYTHON="$(PYTHON)" .ci/setup dev
 	@$(PY) benchmarks/job.py $(ARGS)
+
+bench-observe: ## measure what mode="observe" costs
+	@PYTHON="$(PYTHON)" .ci/setup dev rabbitmq
+	@$(PY) benchmarks/observe.py $(ARGS)
 
 recovery: ## measure how long work stands still when workers die, stop or join, or PostgreSQL is away
 	@PYTHON="$(PYTHON)" .ci/setup dev rabbitmq

@@ -1,4 +1,7 @@
-"""The benchmark's app: one no-op task, coordinated or plain as the environment says. Run, it publishes a backlog."""
+"""The benchmark's app: one no-op task, coordinated, observed or plain as the environment says.
+
+Run, it publishes a backlog.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,11 @@ app.conf.update(
 )
 DATABASE = os.environ["BENCH_DATABASE"]
 PREFIX = os.environ["BENCH_PREFIX"]
+APPNAME = os.environ.get("BENCH_APPNAME") or PREFIX.replace("-", "_")
+MODE = os.environ.get("BENCH_MODE") or "coordinate"
 JobSync(
     app,
-    CoordinationConfig(url=DATABASE, queue_prefix=PREFIX, appname=PREFIX.replace("-", "_")) if DATABASE else None,
+    CoordinationConfig(url=DATABASE, queue_prefix=PREFIX, appname=APPNAME, mode=MODE) if DATABASE else None,
 )
 marks = os.open(os.environ["BENCH_MARKS"], os.O_WRONLY | os.O_APPEND)
 

@@ -63,6 +63,17 @@ def compare(broker: str, broker_url: str, database_url: str, options: argparse.N
 
 def rate(broker_url: str, database_url: str | None, options: argparse.Namespace) -> float:
     """Tasks per second between the 10th and the 90th percent of a backlog, on one worker."""
+    with backlog(broker_url, database_url, options) as (marks, environment), worker(environment, options.concurrency):
+        first = reached(marks, options.tasks // 10)
+        last = reached(marks, options.tasks * 9 // 10)
+    return (options.tasks * 9 // 10 - options.tasks // 10) / (last - first)
+
+
+@contextlib.contextmanager
+def backlog(
+    broker_url: str, database_url: str | None, options: argparse.Namespace, **more: str
+) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Publish tasks; the file in which they leave their marks, and what a worker's environment has to be."""
     with tempfile.TemporaryDirectory() as folder:
         marks = Path(folder, "marks")
         marks.touch()
@@ -74,20 +85,18 @@ def rate(broker_url: str, database_url: str | None, options: argparse.Namespace)
             "BENCH_MARKS": str(marks),
             "BENCH_MULTIPLIER": str(options.multiplier),
             "PYTHONPATH": str(HERE),
+            **more,
         }
         subprocess.run(
             [sys.executable, str(HERE / "bench_app.py"), str(options.tasks), str(options.keys)],
             env=environment, check=True,
         )  # fmt: skip
-        with worker(environment, options.concurrency):
-            first = reached(marks, options.tasks // 10)
-            last = reached(marks, options.tasks * 9 // 10)
-        return (options.tasks * 9 // 10 - options.tasks // 10) / (last - first)
+        yield marks, environment
 
 
 @contextlib.contextmanager
-def worker(environment: dict[str, str], concurrency: int) -> Iterator[None]:
-    """A real worker, killed at the end: what is left over does not matter."""
+def worker(environment: dict[str, str], concurrency: int) -> Iterator[int]:
+    """A real worker, killed at the end: what is left over does not matter. Its process."""
     command = [sys.executable, "-m", "celery", "-A", "bench_app", "worker", "-c", str(concurrency), "-l", "WARNING"]
     output = None if os.environ.get("BENCH_LOG") else subprocess.DEVNULL
     process = subprocess.Popen(
@@ -95,7 +104,7 @@ def worker(environment: dict[str, str], concurrency: int) -> Iterator[None]:
         env=environment, start_new_session=True, stdout=output, stderr=output,
     )  # fmt: skip
     try:
-        yield
+        yield process.pid
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

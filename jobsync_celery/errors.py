@@ -80,6 +80,20 @@ class NodeUnknown(JobsyncError, LookupError):
         return f"no live node is called {self.name!r}: {self.hint}"
 
 
+class ObservedOnly(JobsyncError):
+    """Raised when an app with ``mode="observe"``, `who`, is asked for its cluster: it has none."""
+
+    def __init__(self, who: str = "this app") -> None:
+        super().__init__(who)
+        self.who = who
+
+    def __str__(self) -> str:
+        return (
+            f'{self.who} is only observed (mode="observe"): any worker runs any key, and nobody owns one;'
+            " `celery jobsync observe` tells what coordination would prevent"
+        )
+
+
 class TooManyPools(JobsyncError):
     """Raised when a lock has patterns of its own, and there are too many different lists of patterns already."""
 

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 from jobsync_celery.errors import SettingsError
 
 HASH_NAMES = ("md5", "sha256", "double_sha256")
+MODES = ("coordinate", "observe")
 DATABASE_PARTS = ("host", "port", "dbname", "user", "password")
 DRIVER = "postgresql+psycopg2"
 
@@ -45,7 +46,9 @@ class CoordinationConfig:
     rejoin_grace_sec: how long the partitions of a node that has gone wait for its name to return.
     node_name, weight: this worker's name (None: Celery's nodename) and its share relative to others
         ("concurrency": the size of its pool).
-    tasks: key of each task that producers without its code publish: argument name or position.
+    tasks: key of each task that producers without its code publish, or that is observed: argument name or position.
+    mode: "observe" changes nothing about how tasks run, and records what coordination would prevent.
+    observation_retention: how long what was observed is kept.
     enabled: False switches coordination off; no database is needed then.
     """
 
@@ -78,6 +81,8 @@ class CoordinationConfig:
     rejoin_grace_sec: float = 0
     node_name: str | None = None
     weight: float | str = 1.0
+    mode: str = "coordinate"
+    observation_retention: float = 2 * 86400
     enabled: bool = True
     tasks: Mapping[str, str | int] = field(default_factory=dict, hash=False)
 
@@ -107,6 +112,11 @@ class CoordinationConfig:
             return None
         config = source if isinstance(source, CoordinationConfig) else cls(**_settings_in(source))
         return config if config.enabled else None
+
+    @property
+    def observes(self) -> bool:
+        """Whether tasks are only observed."""
+        return self.mode == "observe"
 
     def check_visibility(self, seconds: float) -> None:
         """Raise SettingsError if claim_retention is under twice the broker's visibility timeout."""
@@ -206,6 +216,7 @@ _RULES: Mapping[str, _Number | _Text] = {
     "history_retention": _Number(3600),  # status counts the plans of the last hour
     "dead_node_retention": _Number(60),
     "audit_retention": _Number(86400),  # today's is asked for until the day is over
+    "observation_retention": _Number(3600),
     "max_lost_runs": _Number(1, whole=True),
     "rejoin_grace_sec": _Number(0),
     "node_name": _Text(r"[^\s\0]{1,255}", "1 to 255 characters without spaces"),
@@ -224,6 +235,7 @@ def _refuse_unknown(settings: Mapping[str, object]) -> None:
 
 
 def _check_each(config: CoordinationConfig) -> None:
+    _check_mode(config.mode)
     for name in _SWITCHES:
         if not isinstance(getattr(config, name), bool):
             raise SettingsError(f"{name} must be True or False, not {getattr(config, name)!r}")
@@ -232,6 +244,12 @@ def _check_each(config: CoordinationConfig) -> None:
         optional = value is None and name in _OPTIONAL
         if not optional and not rule.admits(value):
             raise SettingsError(f"{name} must be {rule}, not {_shown(name, value)}")
+
+
+def _check_mode(mode: object) -> None:
+    if mode not in MODES:
+        nearest = difflib.get_close_matches(str(mode).lower(), MODES, n=1, cutoff=0.0)[0]
+        raise SettingsError(f"mode must be one of {', '.join(MODES)}, not {mode!r}: the nearest is {nearest!r}")
 
 
 def _check_combinations(config: CoordinationConfig) -> None:

@@ -12,6 +12,7 @@ from jobsync_celery.errors import (
     KeyInvalid,
     KeyMissing,
     LeaseLost,
+    ObservedOnly,
     SettingsError,
     StoreError,
     StoreUnavailable,
@@ -28,7 +29,8 @@ def test_every_exception_has_the_one_root_and_says_when_it_is_raised(cls: type[E
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_exception_survives_pickling_and_rebuilding_from_its_arguments(cls: type[Exception]) -> None:
-    error = KeyMissing("proj.settle", "account_id") if cls is KeyMissing else cls("why", 3)
+    given = {KeyMissing: ("proj.settle", "account_id"), ObservedOnly: ("the app 'proj'",)}
+    error = cls(*given.get(cls, ("why", 3)))
     for copy in (pickle.loads(pickle.dumps(error)), cls(*error.args)):
         assert type(copy) is cls
         assert copy.args == error.args

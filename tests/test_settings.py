@@ -87,6 +87,9 @@ def test_an_unknown_name_is_refused_with_the_nearest_valid_one(wrong: str, neare
         ({"audit": 1}, "audit must be True or False, not 1"),
         ({"audit": True, "audit_retention": 86400}, "must be more than claim_retention=86400 with audit=True"),
         ({"clear_orphaned_locks": "yes"}, "clear_orphaned_locks must be True or False"),
+        ({"mode": "observ"}, "mode must be one of coordinate, observe, not 'observ': the nearest is 'observe'"),
+        ({"mode": None}, "mode must be one of coordinate, observe, not None"),
+        ({"observation_retention": 3599}, "observation_retention must be a finite number, 3600"),
         ({"hash_function": "nope"}, "one of md5, sha256, double_sha256"),
         ({"appname": "x; drop table y"}, "identifier"),
         ({"appname": "1x"}, "identifier"),
@@ -134,6 +137,7 @@ def test_an_impossible_setting_is_refused_with_the_rule(settings: dict[str, obje
         {"weight": 0, "node_name": "worker-01", "rejoin_grace_sec": 20.5},
         {"weight": "concurrency", "lock_partitions": 64},
         {"claim_retention": 1, "history_retention": 3600, "dead_node_retention": 60, "audit_retention": 86400},
+        {"mode": "observe", "observation_retention": 3600},
         {"audit": True, "clear_orphaned_locks": True, "audit_retention": 86401},
     ],
 )

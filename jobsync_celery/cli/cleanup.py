@@ -25,6 +25,8 @@ _NAMES = {
     "audit": "audit",
     "sightings": "sightings",
     "claims": "finished claims",
+    "observations": "observations",
+    "observers": "observers",
 }
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -34,7 +36,7 @@ def _kept(setting: str, rows: str) -> Callable[..., Any]:
     return click.option(f"--{setting.replace('_', '-')}", setting, type=float, metavar="SECONDS", help=text)
 
 
-@order("cleanup", epilog=_EXIT_CODES)
+@order("cleanup", observing=True, epilog=_EXIT_CODES)
 @click.option("--dry-run", is_flag=True, help="Change nothing; count what would be deleted.")
 @click.option("--orphaned-locks", is_flag=True, help="Clear the task locks whose creator is gone, too.")
 @click.option("--no-vacuum", is_flag=True, help="Do not vacuum the tables that lost many rows.")
@@ -42,6 +44,7 @@ def _kept(setting: str, rows: str) -> Callable[..., Any]:
 @_kept("audit_retention", "rows of the audit")
 @_kept("history_retention", "rebalance history")
 @_kept("dead_node_retention", "dead nodes")
+@_kept("observation_retention", "observations")
 @click.option("--audit", is_flag=True, help="Copy done tasks into the audit when their claims are deleted.")
 def cleanup(
     site: Site, dry_run: bool, orphaned_locks: bool, no_vacuum: bool, audit: bool, **kept: float | None
@@ -49,14 +52,20 @@ def cleanup(
     """Delete what is past its retention.
 
     That is what beat's task jobsync.maintenance does, by the app's settings. Only an app knows how long its runs have
-    to be remembered: without one, finished claims and the audit are deleted only if their retention is given here.
+    to be remembered: without one, finished claims, the audit and observations are deleted only if their retention is
+    given here.
     """
     given: dict[str, Any] = {name: seconds for name, seconds in kept.items() if seconds is not None}
     config = replace(site.config, audit=audit or site.config.audit, **given)
-    shape = site.cluster.shape
+    shape = site.shape
     retention = Retention.of(config, shape.kind)
     if site.app is None:
-        retention = replace(retention, claims=kept["claim_retention"], audit=kept["audit_retention"])
+        retention = replace(
+            retention,
+            claims=kept["claim_retention"],
+            audit=kept["audit_retention"],
+            observations=kept["observation_retention"],
+        )
     if orphaned_locks:  # by hand they go at once; maintenance waits until they are old
         retention = replace(retention, orphaned_locks=0.0)
     housekeeping = Housekeeping(site.store, shape, retention)

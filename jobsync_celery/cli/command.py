@@ -44,30 +44,33 @@ _WATCH = click.option(
 )
 
 
-def question(name: str, find: Callable[..., Any] = site_of, **settings: Any) -> Callable[[Asked], click.Command]:
+def question(
+    name: str, find: Callable[..., Any] = site_of, *, observing: bool = False, **settings: Any
+) -> Callable[[Asked], click.Command]:
     """Make a command of a function that reads: it gets the :class:`Site`, and what the decorators below it add.
 
     Arguments:
         find: makes what the function gets instead, of the same as :func:`site_of`.
+        observing: whether it can be asked of an app whose tasks are only observed.
     """
 
     def decorate(function: Asked) -> click.Command:
         @functools.wraps(function)
         def run(as_json: bool, watch: float | None, **given: Any) -> None:
-            _run(function, given, as_json, watch, find)
+            _run(function, given, as_json, watch, functools.partial(find, observing=observing))
 
         return _command(name, _with(run, (*_CLUSTER, _JSON, _WATCH)), settings)
 
     return decorate
 
 
-def order(name: str, **settings: Any) -> Callable[[Asked], click.Command]:
-    """Make a command of a function that changes something; it cannot be watched."""
+def order(name: str, *, observing: bool = False, **settings: Any) -> Callable[[Asked], click.Command]:
+    """Make a command of a function that changes something; it cannot be watched. See :func:`question`."""
 
     def decorate(function: Asked) -> click.Command:
         @functools.wraps(function)
         def run(as_json: bool, **given: Any) -> None:
-            _run(function, given, as_json, None, site_of)
+            _run(function, given, as_json, None, functools.partial(site_of, observing=observing))
 
         return _command(name, _with(run, (*_CLUSTER, _JSON)), settings)
 

@@ -39,8 +39,8 @@ def _completer(names: Names) -> Completer:
 
 
 def _site(context: click.Context) -> Site:
-    named = {name: context.params.get(name) for name in ("url", "appname", "schema")}
-    return site_of(None if named["url"] else _app(context), **named)
+    url, appname, schema = (context.params.get(name) for name in ("url", "appname", "schema"))
+    return site_of(None if url else _app(context), url, appname, schema)
 
 
 def _app(context: click.Context) -> Any:

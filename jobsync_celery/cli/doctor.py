@@ -22,7 +22,9 @@ _EXIT_CODES = (
 class Patient:
     """What the command line names: an app, or the tables at a URL."""
 
-    def __init__(self, app: Any, url: str | None, appname: str | None, schema: str | None) -> None:
+    def __init__(
+        self, app: Any, url: str | None, appname: str | None, schema: str | None, observing: bool = False
+    ) -> None:
         self._app = app
         self._named = (url, appname, schema)
 

@@ -11,6 +11,7 @@ from jobsync_celery.cli.drain import drain, undrain
 from jobsync_celery.cli.flush import flush_back
 from jobsync_celery.cli.history import history, tokens
 from jobsync_celery.cli.locks import locks
+from jobsync_celery.cli.observe import observe
 from jobsync_celery.cli.probe import probe
 from jobsync_celery.cli.rebalance import rebalance
 from jobsync_celery.cli.schema import schema
@@ -32,6 +33,7 @@ COMMANDS: tuple[click.Command, ...] = (
     drain,
     undrain,
     cleanup,
+    observe,
     schema,
     flush_back,
 )

@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import Any
 
 from jobsync_celery.core.tokens import TokenMap
-from jobsync_celery.errors import JobsyncError
-from jobsync_celery.runtime.assembly import store_of
+from jobsync_celery.errors import JobsyncError, ObservedOnly
+from jobsync_celery.runtime.assembly import shape_of, store_of
 from jobsync_celery.settings import CoordinationConfig
 from jobsync_celery.store.database import Connection, set_patience
-from jobsync_celery.store.schema import ClusterInfo, stored_cluster
+from jobsync_celery.store.schema import ClusterInfo, ClusterShape, find_cluster, has_tables, stored_cluster
 from jobsync_celery.store.store import Store
 
 URL_VARIABLE = "JOBSYNC_URL"
@@ -45,12 +45,24 @@ class Site:
         """How keys map to partitions."""
         return self.cluster.shape.tokens
 
+    @property
+    def shape(self) -> ClusterShape:
+        """The cluster's shape; where there are observations only, that of the settings."""
+        if find_cluster(self.database) is None and has_tables(self.database):
+            return shape_of(self.config)
+        return self.cluster.shape
+
     @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A transaction for questions; nothing is made or locked."""
-        self.cluster  # noqa: B018 - that the tables are there, and of this version, is said first
+    def reading(self, patience: float = _PATIENCE, *, observed: bool = False) -> Iterator[Connection]:
+        """A transaction for questions; nothing is made or locked.
+
+        Arguments:
+            observed: whether it will do that there are observations, and no cluster.
+        """
+        if not (observed and has_tables(self.database)):
+            self.cluster  # noqa: B018 - that the tables are there, and of this version, is said first
         with self.database.transaction("jobsync command") as tx:
-            set_patience(tx, _PATIENCE)
+            set_patience(tx, patience)
             yield tx
 
     @contextmanager
@@ -61,8 +73,10 @@ class Site:
             yield tx
 
 
-def site_of(app: Any, url: str | None, appname: str | None, schema: str | None) -> Site:
+def site_of(app: Any, url: str | None, appname: str | None, schema: str | None, observing: bool = False) -> Site:
     """The site that a command line names: by URL, by app, or by the environment.
+
+    ``observing``: an app whose tasks are only observed will do.
 
     Raises JobsyncError, with what to write.
     """
@@ -77,8 +91,11 @@ def site_of(app: Any, url: str | None, appname: str | None, schema: str | None) 
         raise JobsyncError(
             f"the app {app.main!r} has no JobSync: write JobSync(app), name the app with celery -A, or give --url"
         )
-    if plugin.cluster is None:
+    if plugin.observed is not None and not observing:
+        raise ObservedOnly(f"the app {app.main!r}")
+    asked = plugin.observed or plugin.cluster
+    if asked is None:
         raise JobsyncError(f"coordination is switched off for the app {app.main!r}: there is no cluster to ask")
     if appname or schema:
         raise JobsyncError("--appname and --schema go with --url: the app's settings name its own tables")
-    return Site(plugin.cluster.store, plugin.config, app)
+    return Site(asked.store, plugin.config, app)

@@ -25,6 +25,8 @@ _RABBITMQ = ("amqp", "amqps", "pyamqp")
 @checks("coordination-off", "app")
 def coordination_off(case: Case) -> Iterator[Finding]:
     """The app has no coordination, or no coordinated task."""
+    if case.the_app.jobsync.observed is not None:
+        return
     if case.cluster is None:
         yield problem(
             "coordination is switched off: coordinated tasks run like any others",

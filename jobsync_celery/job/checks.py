@@ -11,6 +11,14 @@ from jobsync_celery.settings import CoordinationConfig
 _MOST_SEC = 30 * 86400.0
 
 
+def config_of(source: object) -> CoordinationConfig | None:
+    """The settings; None if coordination is off."""
+    config = CoordinationConfig.of(source)
+    if config is not None and config.observes:
+        raise SettingsError('mode="observe" is for Celery workers: a Job coordinates, or nothing (enabled=False)')
+    return config
+
+
 def node_name_of(value: object) -> str:
     """A node's name."""
     if not isinstance(value, str):

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, overload
 from jobsync_celery.core.tokens import TokenSet, key_text
 from jobsync_celery.errors import JobsyncError, StoreUnavailable
 from jobsync_celery.job.alone import Alone
-from jobsync_celery.job.checks import day_of, node_name_of, seconds_of
+from jobsync_celery.job.checks import config_of, day_of, node_name_of, seconds_of
 from jobsync_celery.job.cluster import JobCluster
 from jobsync_celery.job.ledger import Ledger
 from jobsync_celery.job.seat import LINES, Diary, Seat
@@ -78,7 +78,7 @@ class Job(LockCalls):
         clear_existing_locks: bool = False,
         on_rebalance: Callable[..., object] | None = None,
     ) -> None:
-        config = CoordinationConfig.of(coordination_config)
+        config = config_of(coordination_config)
         self._date = day_of(date)
         self._node_name = node_name_of(node_name)
         self._wait_on_exit = seconds_of("wait_on_exit", wait_on_exit)

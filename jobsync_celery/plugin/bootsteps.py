@@ -140,7 +140,8 @@ def _participates(queues: Any, prefix: str) -> bool:
     return queues._consume_from.pop(word, None) is not None
 
 
-def _pool_name(worker: Any) -> str:
+def pool_name(worker: Any) -> str:
+    """A pool's name on the command line: prefork, threads, solo …"""
     pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
     return str(pool).rpartition(".")[2]
 
@@ -148,12 +149,12 @@ def _pool_name(worker: Any) -> str:
 def _refuse_immortal(worker: Any, registry: Registry) -> None:
     """Threads cannot be killed, so nobody may count on it."""
     for name, coordination in registry.all().items():
-        if coordination.on_lease_lost == "terminate" and _pool_name(worker) != "prefork":
+        if coordination.on_lease_lost == "terminate" and pool_name(worker) != "prefork":
             raise UnsupportedPool(f"task {name}: on_lease_lost='terminate' needs the prefork pool")
 
 
 def _refuse_unsupported(worker: Any) -> None:
-    if _pool_name(worker) in ("gevent", "eventlet"):
+    if pool_name(worker) in ("gevent", "eventlet"):
         raise UnsupportedPool("jobsync supports the pools prefork, threads and solo: start the worker with one of them")
     if worker.pool_start_method == "spawn":
         raise UnsupportedPool("jobsync needs worker_pool_start_method='fork': children share the lease in memory")

@@ -11,7 +11,7 @@ from jobsync_celery.plugin.backlog import Backlog
 from jobsync_celery.plugin.coordinated import Registry
 from jobsync_celery.plugin.places import OrdinaryPlaces, PlacesByKey, queues_of
 from jobsync_celery.plugin.router import PartitionQueues, TokenRouter
-from jobsync_celery.runtime.assembly import node_settings_of, store_of
+from jobsync_celery.runtime.assembly import node_settings_of, shape_of, store_of
 from jobsync_celery.runtime.events import Events
 from jobsync_celery.runtime.node import NodeSettings
 from jobsync_celery.settings import CoordinationConfig
@@ -30,9 +30,7 @@ class Cluster:
         self.queues = PartitionQueues(config.queue_prefix, self.tokens, config.lock_partitions)
         self.registry = Registry(app, config.tasks)
         self.router = TokenRouter(self.registry, self.queues)
-        self.shape = ClusterShape(
-            config.total_tokens, config.partitions, config.hash_function, lock_partitions=config.lock_partitions
-        )
+        self.shape = shape_of(config)
         self.store = store_of(config)
 
     def backlog(self) -> Backlog:

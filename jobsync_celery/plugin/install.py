@@ -12,10 +12,11 @@ from celery import Celery
 from jobsync_celery.core.model import Plan
 from jobsync_celery.core.plan import plan
 from jobsync_celery.core.tokens import TokenSet, key_text
-from jobsync_celery.errors import JobsyncError, SettingsError
+from jobsync_celery.errors import JobsyncError, ObservedOnly, SettingsError
 from jobsync_celery.plugin import beat
 from jobsync_celery.plugin.bootsteps import NodeStep, QueuesStep
 from jobsync_celery.plugin.cluster import Cluster
+from jobsync_celery.plugin.observing import Observed, ObserverStep, TracersStep
 from jobsync_celery.plugin.probe import ProbeStep
 from jobsync_celery.plugin.worker import WorkerNode
 from jobsync_celery.runtime.callbacks import Callback
@@ -52,7 +53,8 @@ class JobSync(LockCalls):
     Arguments:
         config: a :class:`CoordinationConfig`, a mapping or an object with its settings. Left out, the app's own
             ``jobsync`` setting is read (``CELERY_JOBSYNC`` with Django). None, or ``enabled=False``, switches
-            coordination off: tasks are ordinary Celery tasks, and nothing is opened or created.
+            coordination off: tasks are ordinary Celery tasks, and nothing is opened or created. With
+            ``mode="observe"`` they are ordinary tasks too, and workers note what coordination would prevent.
         lock_provider: called with this object when a worker starts, before it takes part, to set the task locks that
             it knows of. As long as it raises, it is called again, and the worker serves its ordinary queues only.
         clear_existing_locks: whether the locks that this worker had set under its name, and that its provider has
@@ -78,12 +80,18 @@ class JobSync(LockCalls):
         #: What :meth:`on_rebalance` was given.
         self.callbacks: list[Callback] = [] if on_rebalance is None else [Callback(on_rebalance)]
         self.config = CoordinationConfig.of(_from_app(app) if config is _UNSET else config)
-        self.cluster = None if self.config is None else Cluster(app, self.config)
+        observes = self.config is not None and self.config.observes
+        #: What is observed, where tasks are only observed; there is no cluster then.
+        self.observed = Observed(app, self.config) if self.config is not None and observes else None
+        self.cluster = None if self.config is None or observes else Cluster(app, self.config)
         #: This process's node, if it is a worker.
         self.node: WorkerNode | None = None
         app.jobsync = self
         app.user_options["worker"].update((_NODE_NAME, _PROBE_FILE))
         app.steps["worker"].add(ProbeStep)
+        if self.observed is not None:
+            app.steps["worker"].add(ObserverStep)
+            app.steps["consumer"].add(TracersStep)
         if self.cluster is None:
             return
         if (app.conf.broker_url or "").startswith(("redis", "rediss", "sentinel")):
@@ -210,6 +218,8 @@ class JobSync(LockCalls):
 
     @property
     def _active(self) -> Cluster:
+        if self.observed is not None:
+            raise ObservedOnly()
         if self.cluster is None:
             raise JobsyncError("coordination is switched off for this app: there is no cluster to ask")
         return self.cluster

@@ -25,6 +25,13 @@ def store_of(config: CoordinationConfig) -> Store:
     return Store(Database(config.database_url(), prefix=config.appname, schema=config.schema, timeouts=limits))
 
 
+def shape_of(config: CoordinationConfig) -> ClusterShape:
+    """The shape of a cluster of workers."""
+    return ClusterShape(
+        config.total_tokens, config.partitions, config.hash_function, lock_partitions=config.lock_partitions
+    )
+
+
 def node_settings_of(
     config: CoordinationConfig,
     identity: Identity,

@@ -111,6 +111,22 @@ FACTS: dict[str, tuple[int, str]] = {
         "a receiver of {signal} has not returned for {seconds:.0f} s: {receiver}."
         " Partitions that it is called for, and what comes after it, wait",
     ),
+    "observing": (
+        logging.INFO,
+        "{name} observes {tasks}: they run as ever, and `jobsync observe` tells what coordination would have prevented",
+    ),
+    "not_observing": (logging.WARNING, "this worker's tasks are not observed, and run as ever: {reason}"),
+    "nothing_to_observe": (
+        logging.WARNING,
+        'no task here has a key, so nothing is observed: name some, as in tasks={{"proj.settle": "account_id"}}',
+    ),
+    "not_registered": (logging.WARNING, "to be observed, but not among this worker's tasks: {tasks}"),
+    "observing_interrupted": (
+        logging.WARNING,
+        "observations are not written ({error}): tasks run as ever; what memory does not hold is left out, and counted",
+    ),
+    "observing_resumed": (logging.INFO, "observations are written again; {dropped} runs were left out so far"),
+    "observing_stumbled": (logging.ERROR, "observing stumbled and goes on: {error}"),
     "loop_error": (logging.ERROR, "coordination stumbled and goes on: {error}"),
 }
 

@@ -43,6 +43,7 @@ class Retention:
     dead_nodes: float | None = 7 * _DAY
     orphaned_locks: float | None = None
     copy: bool = False
+    observations: float | None = None
 
     @classmethod
     def of(cls, config: CoordinationConfig, kind: str) -> Retention:
@@ -54,6 +55,7 @@ class Retention:
             dead_nodes=config.dead_node_retention,
             orphaned_locks=config.dead_node_retention if config.clear_orphaned_locks else None,
             copy=config.audit and kind == "celery",
+            observations=config.observation_retention,
         )
 
 
@@ -147,6 +149,8 @@ class Housekeeping:
             ("audit", kept.audit, self._chore),
             ("sightings", kept.history, self._chore),
             ("claims", kept.claims, self._chore),
+            ("observations", kept.observations, self._chore),
+            ("observers", kept.observations, self._chore),
         ):
             yield Cleaned(what, None) if age is None else work(chore(what, age, _ago(now, age)))
 

@@ -76,6 +76,8 @@ class Tables:
     rebalance: str
     audit: str
     sighting: str
+    observer: str
+    observation: str
     schema: str
     incarnation_seq: str
     fence_seq: str

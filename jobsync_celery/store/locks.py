@@ -86,6 +86,7 @@ class Locks:
         # Every change counts itself in this row, by a trigger.
         self._take_turns = sql("SELECT FROM {cluster} FOR NO KEY UPDATE")
         self._take_turn = sql("SELECT FROM {cluster} FOR NO KEY UPDATE SKIP LOCKED")
+        self._cluster = sql("SELECT FROM {cluster}")
         self._clear = sql("DELETE FROM {lock} WHERE task_id = ANY(CAST(:keys AS text[]))")
         self._clear_due = sql(
             "DELETE FROM {lock} WHERE task_id = ANY(CAST(:keys AS text[])) AND expires_at <= clock_timestamp()"
@@ -147,7 +148,10 @@ class Locks:
 
         To be called before partitions are locked: somebody's open transaction must not make others hold those.
         """
-        return bool(tx.execute(self._take_turns if wait else self._take_turn).rowcount)
+        taken = tx.execute(self._take_turns if wait else self._take_turn).rowcount
+        return bool(
+            taken or not tx.execute(self._cluster).rowcount
+        )  # or nobody coordinates here, and nothing is locked
 
     def clear(self, tx: Connection, keys: Collection[str]) -> int:
         """Clear the locks of these keys; how many there were."""

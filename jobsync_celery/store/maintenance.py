@@ -37,6 +37,8 @@ _KINDS = {
     "audit": _Rows("audit", "created_on"),
     "sightings": _Rows("sighting", "last_on"),
     "claims": _Rows("claim", "finished_on", "state <> 'running'"),
+    "observations": _Rows("observation", "began_on"),
+    "observers": _Rows("observer", "seen_on"),
 }
 
 _COUNT = "SELECT count(*) FROM {rows} WHERE {which} AND {dated} < :before"
@@ -66,7 +68,10 @@ class Batch:
 
 
 class Maintenance:
-    """Counts and deletes old rows by kind: dead_nodes, lock_creators, history, audit, sightings, claims."""
+    """Counts and deletes old rows by kind.
+
+    The kinds: dead_nodes, lock_creators, history, audit, sightings, claims, observations, observers.
+    """
 
     def __init__(self, database: Database) -> None:
         def sql(template: str, rows: _Rows, returned: str = "") -> TextClause:

@@ -26,7 +26,9 @@ __all__ = [
     "ClusterShape",
     "cluster_in",
     "ensure_schema",
+    "ensure_tables",
     "find_cluster",
+    "has_tables",
     "known_revision",
     "locked_cluster",
     "stored_cluster",
@@ -71,6 +73,15 @@ def ensure_schema(database: Database, settings: ClusterShape) -> ClusterInfo:
     return info
 
 
+def ensure_tables(database: Database) -> None:
+    """Create or upgrade the tables, and begin no cluster: its shape is left to the first node that coordinates."""
+    if has_tables(database):
+        return
+    with database.transaction("jobsync schema") as tx:
+        set_patience(tx, _PATIENCE)
+        _prepare(database, tx)
+
+
 def upgrade_schema(database: Database, shape: ClusterShape) -> tuple[str | None, ClusterInfo]:
     """Create or upgrade what is missing; the revision that was found, and the cluster that is there now.
 
@@ -97,6 +108,11 @@ def stored_cluster(database: Database) -> ClusterInfo:
     info = find_cluster(database)
     if info is None:
         revision = known_revision(database)
+        if revision == migrations.NEWEST and has_tables(database):
+            raise SchemaOutdated(
+                f"the {database.prefix!r} tables in {database.place} hold no cluster, but observations at most: no"
+                " worker coordinates there yet; ask jobsync observe"
+            )
         state = f"are of revision {revision}, and {migrations.NEWEST} is needed"
         if revision == migrations.NEWEST:
             state = "are incomplete"
@@ -119,6 +135,18 @@ def known_revision(database: Database, *, missing: bool = False) -> str | None:
             " appname or schema"
         )
     return revision
+
+
+def has_tables(database: Database) -> bool:
+    """Whether the tables are there, of this version, with or without a cluster."""
+    link = database.link("jobsync schema")
+    try:
+        rows = link.statement(database.sql("SELECT version_num FROM {schema} LEFT JOIN {cluster} ON true"))
+    except SchemaOutdated:
+        return False
+    finally:
+        link.close()
+    return bool(rows) and bool(rows[0].version_num == migrations.NEWEST)
 
 
 def locked_cluster(database: Database, tx: Connection, shape: ClusterShape) -> None:
@@ -158,10 +186,14 @@ def _stored(database: Database, link: Link) -> ClusterInfo | None:
     return cluster_in(rows[0]) if rows and rows[0].version_num == migrations.NEWEST else None
 
 
-def _create(database: Database, tx: Connection, shape: ClusterShape) -> ClusterInfo:
+def _prepare(database: Database, tx: Connection) -> None:
     check_namespace(database, tx)
     _take_turns(database, tx)
     migrate(database, tx)
+
+
+def _create(database: Database, tx: Connection, shape: ClusterShape) -> ClusterInfo:
+    _prepare(database, tx)
     row = tx.execute(database.sql("SELECT * FROM {cluster}")).first()
     if row is None:
         for statement in seed(database, shape):

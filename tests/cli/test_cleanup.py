@@ -87,6 +87,8 @@ def test_an_app_s_cluster_is_cleaned_as_its_settings_say(cluster: Cluster, datab
         "audit                      30 d              1",
         "sightings                  30 d              0",
         "finished claims             2 h          1,500",
+        "observations                2 d              0",
+        "observers                   2 d              0",
         "vacuumed: sync_claim",
     ]
     assert cluster.left() == {"claim": 0, "rebalance": 1, "node": 0, "audit": 0, "lock": 1}
@@ -117,11 +119,12 @@ def test_without_an_app_claims_and_audit_go_only_if_their_retention_is_given(
     done = by_url(database_url)
     assert done.exit_code == 0, done.output
     said = {line[:21].strip(): line[21:].split(maxsplit=2) for line in done.output.splitlines()}
-    assert said["finished claims"] == ["-", "not", "asked for"] and said["audit"] == ["-", "not", "asked for"]
+    kept = ["-", "not", "asked for"]
+    assert [said[name] for name in ("finished claims", "audit", "observations")] == [kept] * 3
     assert cluster.left() == {**BEFORE, "rebalance": 1, "node": 0}
     given = ("--claim-retention", "90", "--audit-retention", "172800", "--no-vacuum")
     done = by_url(database_url, *given)
-    assert done.exit_code == 0 and done.output.splitlines()[-1].split() == ["finished", "claims", "90", "s", "1,500"]
+    assert done.exit_code == 0 and "finished claims            90 s          1,500\n" in done.output
     assert cluster.left() == {"claim": 0, "rebalance": 1, "node": 0, "audit": 0, "lock": 1}
 
 
@@ -205,4 +208,6 @@ def test_beat_s_task_does_the_same_for_its_own_app(cluster: Cluster, database_ur
         "audit": 1,
         "sightings": 0,
         "claims": 1500,
+        "observations": 0,
+        "observers": 0,
     }

@@ -54,6 +54,7 @@ def url(cluster: Cluster, database_url: str) -> str:
     cluster.end(cluster.claim("one", one, "ended", KEY, 0))
     cluster.end(cluster.claim("one", one, "lost", KEY, 0), "lost")
     cluster.claim("one", one, "running", KEY, 0)
+    cluster.observe("one", "two")
     by_url(database_url, "locks", "add", KEY, "gpu%", "--by", "script")
     by_url(database_url, "locks", "add", "another", "gpu%", "--by", "other")
     return database_url
@@ -87,6 +88,7 @@ def test_every_command_answers_in_the_documented_shape(url: str, tmp_path: Path)
         "probe": (),
         "schema show": (),
         "schema upgrade": (),
+        "observe": (),
     }
     examples = documented()
     assert set(examples) - set(asked) == {"schema reshape", "flush-back"}

@@ -108,7 +108,10 @@ def shared(
         names = asked.get("workers", ("w1", "w2"))
         for name in names:
             site.worker(name, *asked.get("options", ()))
-        site.until_shared(*names)
+        if asked.get("jobsync", {}).get("mode") == "observe":
+            site.until_ready()
+        else:
+            site.until_shared(*names)
         yield site
 
 

@@ -263,6 +263,11 @@ class Site:
 
         until(shared, f"{sorted(nodes)} share the partitions", timeout)
 
+    def until_ready(self) -> None:
+        """Wait until every worker is ready."""
+        for worker in self.workers:
+            assert worker.container.ready(), worker.logs()
+
     def results(self, results: Iterable[AsyncResult], timeout: float = PATIENCE) -> list[Any]:
         """The values of all results, in order."""
         return [result.get(timeout=timeout, disable_sync_subtasks=False) for result in results]

@@ -50,7 +50,7 @@ def a_reader(postgres: PrivatePostgres, server: PrivateRedis, folder: Path, **ho
         "postgresql://user:password@localhost/dbname": database,
         "postgresql://user@localhost/dbname": database,
     }
-    reader = Reader(folder, addresses, database, long=LONG, **how)
+    reader = Reader(folder, addresses, database, **{"long": LONG, **how})
     reader.environment |= {"DATABASE_URL": database, "BROKER_URL": broker}
     try:
         yield reader

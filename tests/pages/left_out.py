@@ -11,6 +11,8 @@ _NO_SYSTEMD = "nothing here is started by systemd; tests/pages/test_deployment.p
 _HOURS = "takes half an hour; CI runs it for three minutes, and its options are looked at"
 _HOW_TO = "tests/test_examples.py types what the how-to pages say"
 
+EXAMPLES = ("gpu-workers.md", "data-in-regions.md", "websocket-fan-in.md", "nightly-batch.md")
+
 #: (beginning of the page's name, beginning of the command) -> why it is not typed.
 COMMANDS = {
     ("README.md", "make demo"): f"the demo {_OWN_TEST}, tests/demo",
@@ -19,7 +21,7 @@ COMMANDS = {
     ("docs/OPERATOR_GUIDE.md", "systemctl "): _NO_SYSTEMD,
     ("docs/explanation/promises.md", "python -m tests.faults"): _HOURS,
     ("docs/reference/events.md", "celery -A proj events"): f"does not end by itself, and {_OWN_TEST}",
-    ("docs/how-to/", ""): _HOW_TO,
+    **{(f"docs/how-to/{page}", ""): _HOW_TO for page in EXAMPLES},
 }
 
 #: (page, kind) -> why such snippets are only parsed, or looked at by a test of their own.

@@ -26,7 +26,7 @@ from jobsync_celery.store.outcomes import Ending, Granted, Wanted
 from jobsync_celery.store.store import Store
 
 DAY = 86400.0
-KEPT = Retention(claims=DAY, audit=DAY, history=DAY, dead_nodes=DAY)
+KEPT = Retention(claims=DAY, audit=DAY, history=DAY, dead_nodes=DAY, observations=DAY)
 TOKENS = TokenMap(SHAPE.total_tokens, SHAPE.partitions, SHAPE.hash_function)
 OLD = "clock_timestamp() - interval '40 days'"
 AT_ONCE_SEC = 5.0
@@ -83,6 +83,13 @@ def everything_old(store: Store) -> dict[str, int]:
     rows(store, f"INSERT INTO {{audit}} (date, task_id, node, created_on) VALUES ('2020-01-01', 'x', 'a', {OLD})")
     ended(store, 7)
     ended(store, 2, age="1 minute")
+    rows(store, f"INSERT INTO {{observer}} (node, seen_on) VALUES ('w', {OLD}), ('w', clock_timestamp())")
+    for age in (OLD, OLD, "clock_timestamp()"):
+        rows(
+            store,
+            "INSERT INTO {observation} (began_on, number, observer_id, error_sec, state, task_id, task_name)"
+            f" SELECT {age}, count(*), 1, 0, 'running', 'id', 't' FROM {{observation}}",
+        )
     return {
         "dead_nodes": 1,
         "expired_locks": 3,
@@ -91,11 +98,13 @@ def everything_old(store: Store) -> dict[str, int]:
         "history": 2,
         "audit": 1,
         "claims": 7,
+        "observations": 2,
+        "observers": 1,
     }
 
 
 def snapshot(store: Store) -> dict[str, list[tuple[Any, ...]]]:
-    tables = ("cluster", "node", "partition", "claim", "lock", "leader", "rebalance", "audit")
+    tables = ("cluster", "node", "partition", "claim", "lock", "leader", "rebalance", "audit", "observation")
     return {table: rows(store, f"SELECT xmin::text, xmax::text, t.* FROM {{{table}}} t") for table in tables}
 
 
@@ -226,7 +235,13 @@ def test_two_who_clean_up_at_once_share_the_work(store: Store) -> None:
 def test_the_settings_say_how_long() -> None:
     config = CoordinationConfig(url="postgresql://nobody@localhost/none", audit=True, clear_orphaned_locks=True)
     assert Retention.of(config, "celery") == Retention(
-        claims=DAY, audit=30 * DAY, history=30 * DAY, dead_nodes=7 * DAY, orphaned_locks=7 * DAY, copy=True
+        claims=DAY,
+        audit=30 * DAY,
+        history=30 * DAY,
+        dead_nodes=7 * DAY,
+        orphaned_locks=7 * DAY,
+        copy=True,
+        observations=2 * DAY,
     )
     assert not Retention.of(config, "job").copy, "Jobs write the audit themselves"
     assert Retention.of(CoordinationConfig(url="postgresql://nobody@localhost/none"), "celery").orphaned_locks is None
