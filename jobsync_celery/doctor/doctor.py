@@ -96,7 +96,7 @@ def _look(store: Store, info: ClusterInfo) -> TablesSeen:
             status=Reports(database).status(tx),
             examination=Examinations(database).take(tx),
             partitions=History(database).partitions(tx),
-            profiles=store.nodes.profiles(tx),
+            profiles=store.profiles.present(tx),
             sightings=store.sightings.since(tx, LATELY_SEC),
         )
 

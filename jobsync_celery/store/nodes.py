@@ -6,7 +6,6 @@ of each watched row; everywhere else a node is gone only because its row says so
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,6 +15,7 @@ from sqlalchemy.engine import Connection
 
 from jobsync_celery.core.model import Member
 from jobsync_celery.store.database import Database, Link
+from jobsync_celery.store.profiles import Profiles
 
 #: How many of the oldest nodes watch the others: one leads, the rest take over from it. Who has been silent for half of
 #: its lease does not count, or nobody would watch once all of these had died at once.
@@ -133,14 +133,7 @@ class Nodes:
             " WHERE n.state NOT IN ('live', 'draining')"
             " RETURNING incarnation"
         )
-        self._describe = sql(
-            "INSERT INTO {profile} (node, incarnation, profile) VALUES (:name, :incarnation, CAST(:profile AS jsonb))"
-            " ON CONFLICT (node) DO UPDATE SET incarnation = excluded.incarnation, profile = excluded.profile"
-        )
-        self._profiles = sql(
-            "SELECT p.node, p.profile FROM {profile} p JOIN {node} n ON n.name = p.node"
-            " AND n.incarnation = p.incarnation WHERE n.state IN ('live', 'draining') ORDER BY n.incarnation"
-        )
+        self._profiles = Profiles(database)
         self._generation = sql("SELECT timeline AS recorded, {timeline}() AS current FROM {cluster}")
         self._outlive = sql("UPDATE {cluster} SET timeline = :timeline WHERE timeline < :timeline")
         self._renew = sql(
@@ -249,17 +242,13 @@ class Nodes:
         If ``timeline`` is given: None as well if the server is on another one. With ``drain_ordered`` it is draining.
         """
         params = {**vars(identity), "timeline": timeline, "drain_ordered": drain_ordered}
-        profile = json.dumps(dict(params.pop("profile")))
+        profile = params.pop("profile")
         row = tx.execute(self._register, params).first()
         if row is None:
             return None
         incarnation = int(row.incarnation)
-        tx.execute(self._describe, {"name": identity.name, "incarnation": incarnation, "profile": profile})
+        self._profiles.write(tx, identity.name, incarnation, profile)
         return incarnation
-
-    def profiles(self, tx: Connection) -> dict[str, Mapping[str, Any]]:
-        """What the live and draining nodes said of themselves when they registered."""
-        return {row.node: row.profile for row in tx.execute(self._profiles)}
 
     def renew(self, link: Link, name: str, incarnation: int, curious: bool = False) -> Renewal | None:
         """One heartbeat, one statement; None if this incarnation is dead or gone.

@@ -110,8 +110,8 @@ def stored_cluster(database: Database) -> ClusterInfo:
         revision = known_revision(database)
         if revision == migrations.NEWEST and has_tables(database):
             raise SchemaOutdated(
-                f"the {database.prefix!r} tables in {database.place} hold no cluster, but observations at most: no"
-                " worker coordinates there yet; ask jobsync observe"
+                f"the {database.prefix!r} tables in {database.place} hold observations only: ask jobsync observe. No"
+                " worker coordinates there yet; if one did, they are incomplete: run jobsync schema upgrade"
             )
         state = f"are of revision {revision}, and {migrations.NEWEST} is needed"
         if revision == migrations.NEWEST:

@@ -11,6 +11,7 @@ from jobsync_celery.store.leader import Leaders
 from jobsync_celery.store.locks import Locks
 from jobsync_celery.store.nodes import Nodes
 from jobsync_celery.store.partitions import Partitions
+from jobsync_celery.store.profiles import Profiles
 from jobsync_celery.store.sightings import Sightings
 from jobsync_celery.store.waits import Waits
 
@@ -27,6 +28,7 @@ class Store:
         self.claims = Claims(database)
         self.locks = Locks(database)
         self.audit = Audit(database)
+        self.profiles = Profiles(database)
         self.sightings = Sightings(database)
         self._notify = database.sql("SELECT pg_notify(:channel, :payload)")
 

@@ -35,6 +35,8 @@ SETTINGS = {"total_tokens": SHAPE.total_tokens, "partitions": SHAPE.partitions, 
 
 def commands() -> Iterator[str]:
     for name, command in jobsync.commands.items():
+        if name == "probe":  # it asks no cluster
+            continue
         inner = command.commands if isinstance(command, click.Group) else [""]
         yield from (f"{name} {word}".strip() for word in inner)
 

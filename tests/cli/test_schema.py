@@ -69,7 +69,7 @@ def test_tables_without_their_cluster_are_made_whole(cluster: Cluster, database_
     cluster.execute("DELETE FROM {cluster}")
     cluster.execute("DELETE FROM {partition}")
     assert "tables in database" in (told := refused(by_url(database_url, "status")))
-    assert "are incomplete: run jobsync schema upgrade" in told
+    assert "they are incomplete: run jobsync schema upgrade" in told
     assert by_url(database_url, "schema", "upgrade", *NUMBERS).exit_code == 0
     assert stored_cluster(Database(database_url)).shape == SHAPE
 
