@@ -218,6 +218,14 @@ def partitions_stuck(case: Case) -> Iterator[Finding]:
         if each.target is not None and not each.pool:
             groups[each.owner, each.target].append(each.partition)
     for (owner, target), numbers in groups.items():
+        if owner is None and (until := _awaited(seen, target)) is not None:
+            yield risk(
+                f"{many(len(numbers), 'partition')} ({spans(numbers)}) wait for {target} to return",
+                f"for {span(until)} more",
+                cause="it was stopped or died, and rejoin_grace_sec has its partitions wait for its name",
+                fix=f"start {target}; or if it is gone for good, jobsync rebalance --no-wait",
+            )
+            continue
         cause, fix = _why_stuck(seen, owner, target)
         has = f"are still at {owner}" if owner else "have no owner"
         yield problem(
@@ -226,6 +234,14 @@ def partitions_stuck(case: Case) -> Iterator[Finding]:
             cause=cause,
             fix=fix,
         )
+
+
+def _awaited(seen: TablesSeen, name: str | None) -> float | None:
+    """For how many seconds more the name of a node that is gone is waited for."""
+    node = seen.node(name)
+    if node is None or node.present or node.awaited_sec is None or node.awaited_sec <= 0:
+        return None
+    return node.awaited_sec
 
 
 def _why_stuck(seen: TablesSeen, owner: str | None, target: str | None) -> tuple[str, str]:
@@ -239,7 +255,7 @@ def _why_stuck(seen: TablesSeen, owner: str | None, target: str | None) -> tuple
                 )
     node = seen.node(waiting_for)
     if node is None or node.state == "dead":
-        return f"{waiting_for} is gone, and the plan waits for its return (rejoin_grace_sec)", "start it, or wait"
+        return f"{waiting_for} is gone, and the leader has made no other plan", "look into the leader's log"
     if node.silent:
         return f"{waiting_for} is silent", "see node-silent"
     verb = "hand them over" if owner else "take them"

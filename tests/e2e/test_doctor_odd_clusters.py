@@ -46,6 +46,17 @@ def test_shares_that_differ_and_a_leader_that_died(site: Site) -> None:
     assert "leads, term 2" in finding(site, "leader-changed").evidence[0]
 
 
+@pytest.mark.cluster(jobsync={"rejoin_grace_sec": 300})
+def test_partitions_that_wait_for_a_name_to_return(site: Site) -> None:
+    site.worker("w1")
+    leaver = site.worker("w2")
+    site.until_shared("w1", "w2")
+    leaver.kill("SIGTERM")
+    leaver.container.wait()
+    named = finding(site, "partitions-stuck")
+    assert (named.severity, named.what.endswith(f"wait for {leaver.hostname()} to return")) == ("risk", True)
+
+
 @pytest.mark.cluster(jobsync={"minimum_nodes": 2})
 def test_a_first_plan_that_is_held_back(site: Site) -> None:
     site.worker("w1")
