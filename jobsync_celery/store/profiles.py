@@ -12,12 +12,16 @@ from jobsync_celery.store.database import Database
 
 
 class Profiles:
-    """The rows of ``sync_profile``; they go with those of their nodes."""
+    """The rows of ``sync_profile``. Those of nodes that are gone go when another one registers."""
 
     def __init__(self, database: Database) -> None:
         self._write = database.sql(
             "INSERT INTO {profile} (node, incarnation, profile) VALUES (:name, :incarnation, CAST(:profile AS jsonb))"
             " ON CONFLICT (node) DO UPDATE SET incarnation = excluded.incarnation, profile = excluded.profile"
+        )
+        self._forget = database.sql(
+            "DELETE FROM {profile} WHERE node = ANY(ARRAY(SELECT p.node FROM {profile} p WHERE NOT EXISTS"
+            " (SELECT FROM {node} n WHERE n.name = p.node) ORDER BY p.node FOR UPDATE SKIP LOCKED))"
         )
         self._present = database.sql(
             "SELECT p.node, p.profile FROM {profile} p JOIN {node} n ON n.name = p.node"
@@ -28,6 +32,7 @@ class Profiles:
         """What a node that has just registered says of itself."""
         given = {"name": name, "incarnation": incarnation, "profile": json.dumps(dict(profile))}
         tx.execute(self._write, given)
+        tx.execute(self._forget)
 
     def present(self, tx: Connection) -> dict[str, Mapping[str, Any]]:
         """What the live and draining nodes have said, oldest first."""

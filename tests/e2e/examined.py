@@ -54,6 +54,12 @@ def finding(site: Site, check: str, timeout: float = 30.0) -> Finding:
     return each
 
 
+def nothing_found_anew(site: Site) -> bool:
+    """Forget what was seen; whether the doctor finds nothing then."""
+    forget(site)
+    return diagnosis(site).findings == ()
+
+
 def forget(site: Site) -> None:
     """Let what was seen be long ago."""
     site.rows("DELETE FROM sync_sighting")

@@ -16,7 +16,7 @@ import pytest
 from faults.servers import WallClock, clock_library
 
 from e2e import app as under_test
-from e2e.examined import Clocked, beside, diagnosis, finding, forget, found, names
+from e2e.examined import Clocked, beside, finding, found, names, nothing_found_anew
 from e2e.site import HEARTBEAT, Site
 from e2e.waiting import until
 from jobsync_celery.doctor.doctor import examine
@@ -55,10 +55,9 @@ def postgres(clock: WallClock | None) -> Iterator[PrivatePostgres]:
 def well(shared: Site) -> Iterator[Site]:
     """A cluster that is well, and of which nothing is wrong afterwards."""
     yield shared
-    forget(shared)
     names = [worker.hostname().partition("@")[0] for worker in shared.workers[:2]]
     shared.until_shared(*names)
-    assert [each.what for each in diagnosis(shared).findings] == []
+    until(lambda: nothing_found_anew(shared), "the doctor finds nothing any more", every=0.5)
 
 
 @contextmanager

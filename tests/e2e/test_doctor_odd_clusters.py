@@ -11,6 +11,7 @@ import redis
 from e2e.examined import finding, found
 from e2e.site import Site
 from e2e.waiting import until
+from jobsync_celery.doctor.finding import Finding
 
 
 @pytest.fixture
@@ -72,12 +73,12 @@ def test_very_many_queues_and_a_receiver_that_does_not_return(site: Site, tmp_pa
     site.until_shared("w1")
     assert "140 partitions for 1 node" in finding(site, "too-many-partitions").evidence
     site.worker("w2")
-    until(
-        lambda: any("a receiver of partitions_revoked" in each.cause for each in found(site, "partitions-stuck")),
-        "the receiver is named",
-        every=0.5,
-    )
-    assert w1.hostname() in found(site, "partitions-stuck")[0].what
+    stuck = until(lambda: [*filter(waits_for_receiver, found(site, "partitions-stuck"))], "it is named", every=0.5)
+    assert w1.hostname() in stuck[0].what
+
+
+def waits_for_receiver(each: Finding) -> bool:
+    return "a receiver of partitions_revoked" in each.cause
 
 
 @pytest.mark.cluster

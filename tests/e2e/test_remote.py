@@ -222,16 +222,22 @@ def test_all_drain_if_that_is_said(cluster: Site) -> None:
 
 
 def test_the_leader_makes_a_plan_and_the_others_say_who_leads(cluster: Site) -> None:
-    cluster.rows("UPDATE sync_partition SET target = NULL WHERE partition_id = 0")
+    until(lambda: plans_by_order(cluster), "the plan is the one that was asked for")
     answers = ask(cluster, "jobsync_rebalance", "w1", "w2", "other")
     assert "leads, and makes a plan" in answers["w1"]["ok"]
     assert answers["w2"]["error"] == f"{cluster.node('w2')} does not lead; {cluster.node('w1')} does"
     assert "forwards only" in answers["other"]["error"]
+    cluster.until_shared("w1", "w2")
+
+
+def plans_by_order(cluster: Site) -> bool:
+    """Take a partition's target away and have the leader plan; false if it had a reason of its own just then."""
+    cluster.rows("UPDATE sync_partition SET target = NULL WHERE partition_id = 0")
+    ask(cluster, "jobsync_rebalance", "w1")
     planned = "SELECT target FROM sync_partition WHERE partition_id = 0 AND target IS NOT NULL"
     until(lambda: cluster.rows(planned) != [], "there is a plan")
     latest = "SELECT trigger_reason FROM sync_rebalance ORDER BY id DESC LIMIT 1"
-    assert cluster.rows(latest) == [{"trigger_reason": "requested"}]
-    cluster.until_shared("w1", "w2")
+    return cluster.rows(latest) == [{"trigger_reason": "requested"}]
 
 
 def test_a_worker_that_is_stopped_is_neither_live_nor_ready(cluster: Site) -> None:

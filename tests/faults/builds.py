@@ -16,7 +16,7 @@ from jobsync_celery.plugin import courier
 from jobsync_celery.runtime import membership
 from jobsync_celery.runtime.lease import Lease, Pass
 from jobsync_celery.runtime.tenures import Tenures
-from jobsync_celery.store import schema
+from jobsync_celery.store import revisions
 from jobsync_celery.store.claims import Claims
 from jobsync_celery.store.contest import Contest
 from jobsync_celery.store.guard import Guard
@@ -122,7 +122,7 @@ BUILDS = {
 def _without_in_function(*words: str) -> None:
     """Take words out of the function that commits claims, before a worker of this build creates it."""
     module: Any
-    for revision in schema._revisions().walk_revisions():
+    for revision in revisions.script().walk_revisions():
         module = revision.module
         for name, script in vars(module).items():
             if isinstance(script, str) and _FUNCTION in script:

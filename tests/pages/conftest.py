@@ -36,6 +36,13 @@ JobSync(app, CoordinationConfig(url=os.environ["DATABASE_URL"]))
 _DATABASES = itertools.cycle(range(2, 16))
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PrivatePostgres]:
+    """A durable one, as the pages suppose: the doctor complains of others."""
+    with PrivatePostgres() as server:
+        yield server
+
+
 @contextmanager
 def a_reader(postgres: PrivatePostgres, server: PrivateRedis, folder: Path, **how: Any) -> Iterator[Reader]:
     """Somebody with servers of their own, who begins with nothing in this folder."""

@@ -92,6 +92,10 @@ def test_the_page_on_the_command_line_works_as_printed(cluster: Reader) -> None:
     cluster.follow(snippets(ROOT / "docs" / "reference" / "cli.md"))
 
 
+def test_the_page_on_the_doctor_works_as_printed(cluster: Reader) -> None:
+    cluster.follow(snippets(ROOT / "docs" / "reference" / "doctor.md"))
+
+
 def test_the_page_on_events_works_as_printed(cluster: Reader) -> None:
     cluster.follow(snippets(ROOT / "docs" / "reference" / "events.md"))
     cluster.python(

@@ -24,6 +24,7 @@ FOLLOWED = {
     "docs/reference/api.md": "test_other_pages",
     "docs/reference/cli.md": "test_other_pages",
     "docs/how-to/observe.md": "test_observe_page",
+    "docs/reference/doctor.md": "test_other_pages",
     "docs/reference/events.md": "test_other_pages",
     **{f"docs/how-to/{page}": "test_examples" for page in test_examples.PRINTED},
 }

@@ -52,7 +52,7 @@ def test_an_order_that_is_lifted_while_the_node_has_no_row_is_lifted(cluster: Cl
 
 def test_the_leader_plans_when_it_is_told_to_and_another_node_does_not(cluster: Cluster) -> None:
     leader, other = cluster.workers["a"].node, cluster.workers["b"].node
-    assert leader.leadership.leading and leader.leadership.leader is not None
+    eventually(lambda: leader.leadership.leading and leader.leadership.leader is not None)
     rows(cluster.store, "UPDATE {partition} SET target = NULL WHERE partition_id = 0 RETURNING 1")
     other.orders.rebalance()
     eventually(lambda: not other.orders._rebalance)

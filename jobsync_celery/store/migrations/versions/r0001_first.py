@@ -45,7 +45,7 @@ CREATE TABLE {leader} (
 INSERT INTO {leader} DEFAULT VALUES;
 -- Apart from the node's row, which every heartbeat rewrites and people list.
 CREATE TABLE {profile} (
-    node text PRIMARY KEY REFERENCES {node} (name) ON DELETE CASCADE,
+    node text PRIMARY KEY,
     incarnation bigint NOT NULL,
     profile jsonb NOT NULL
 );
