@@ -178,5 +178,5 @@ GRANT SELECT ON sync_schema, sync_token TO worker;
 GRANT SELECT, UPDATE ON sync_cluster, sync_leader TO worker;
 GRANT SELECT, INSERT, UPDATE ON sync_partition TO worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON sync_node, sync_claim, sync_lock, sync_rebalance, sync_audit TO worker;
-GRANT SELECT, INSERT, UPDATE, DELETE ON sync_profile, sync_sighting TO worker;
+GRANT SELECT, INSERT, UPDATE, DELETE ON sync_profile, sync_sighting, sync_observer, sync_observation TO worker;
 GRANT USAGE ON SEQUENCE sync_incarnation_seq, sync_fence_seq TO worker;

@@ -109,6 +109,7 @@ def test_workers_consume_what_they_would_and_nothing_of_a_cluster_is_there(share
     assert {name: {queue["name"] for queue in each} for name, each in queues.items()} == {
         shared.node(name): {f"{shared.prefix}ordinary", worker_direct(shared.node(name)).name} for name in ("w1", "w2")
     }
+    until(lambda: shared.rows("SELECT to_regclass('sync_observation') AS made")[0]["made"], "there are tables")
     for table in ("node", "partition", "claim", "cluster", "rebalance"):
         assert shared.rows(f"SELECT * FROM sync_{table}") == []
     assert [row["term"] for row in shared.rows("SELECT term FROM sync_leader")] == [0]
