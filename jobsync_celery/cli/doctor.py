@@ -40,8 +40,11 @@ class Patient:
         plugin = getattr(self._app, "jobsync", None)
         if plugin is None:
             raise JobsyncError(f"the app {self._app.main!r} has no JobSync: write JobSync(app)")
-        self._app.finalize(auto=True)
-        self._app.loader.import_default_modules()
+        try:
+            self._app.loader.import_default_modules()
+            self._app.finalize(auto=True)
+        except Exception as error:  # whatever a user's module raises when it is imported
+            raise JobsyncError(f"the modules of the app cannot be imported: {type(error).__name__}: {error}") from error
         return examine_app(self._app, plugin.cluster)
 
 

@@ -147,7 +147,7 @@ def pool_unsupported(case: Case) -> Iterator[Finding]:
             cause="gevent and eventlet are not supported",
             fix="use prefork, threads or solo",
         )
-    broker = (app.conf.broker_read_url or app.conf.broker_url or "amqp://").partition(":")[0]
+    broker = (app.conf.broker_read_url or app.conf.broker_url or "amqp://").partition(":")[0].partition("+")[0]
     if case.cluster is not None and broker not in (*_REDIS, *_RABBITMQ):
         yield problem(
             "the broker is not supported",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from celery import Celery
 
 from jobsync_celery.doctor.case import BrokerSeen, QueueSeen
 from jobsync_celery.plugin.cluster import Cluster
-from jobsync_celery.plugin.profile import broker_of
+from jobsync_celery.plugin.profile import broker_of, readable_tasks
 
 #: Seconds: to connect, and for the workers to answer.
 _CONNECT_SEC = 3.0
@@ -24,11 +24,14 @@ class NoBroker(Exception):
     """The broker does not answer; the message says how."""
 
 
-def look_at_broker(app: Celery, cluster: Cluster, queues: Mapping[str, bool], nodes: int) -> BrokerSeen:
+def look_at_broker(
+    app: Celery, cluster: Cluster, queues: Collection[str], former: Collection[str], nodes: int
+) -> BrokerSeen:
     """Ask the broker and the workers. Nothing is fetched, and nothing made.
 
     Arguments:
-        queues: the partitions' queues -> whether a node has them, by the tables.
+        queues: the partitions'.
+        former: those of partitions that there are no more.
         nodes: how many workers should answer.
 
     Raises:
@@ -37,7 +40,7 @@ def look_at_broker(app: Celery, cluster: Cluster, queues: Mapping[str, bool], no
     try:
         with app.connection_for_read(connect_timeout=_CONNECT_SEC) as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=2 * _CONNECT_SEC)
-            return _Look(app, cluster, connection).all(queues, nodes)
+            return _Look(app, cluster, connection).all(queues, former, nodes)
     except Exception as error:  # each transport raises errors of its own, and none of them is ours
         raise NoBroker(f"{broker_of(app)} does not answer ({type(error).__name__})") from error
 
@@ -49,15 +52,18 @@ class _Look:
         self._connection = connection
         self._redis = connection.transport.driver_type == "redis"
 
-    def all(self, partitions: Mapping[str, bool], nodes: int) -> BrokerSeen:
+    def all(self, partitions: Collection[str], former: Collection[str], nodes: int) -> BrokerSeen:
         answers = self._app.control.inspect(timeout=_ANSWER_SEC).active_queues() or {}
         consumed = {each["name"] for queues in answers.values() for each in queues or ()}
-        consumed |= {name for name, owned in partitions.items() if owned}
+        consumed |= set(partitions)  # whether these have owners is for the tables to say
         app = self._app
         ordinary = {app.conf.task_default_queue, *(str(queue.name) for queue in app.conf.task_queues or ())}
         # Where not all workers answer, one of the others may consume what seems to be nobody's.
         sure = len(answers) >= max(1, nodes)
-        found = (self._queue(name, consumed, sure) for name in (*sorted(ordinary), *partitions, *self._beyond()))
+        found = (
+            self._queue(name, consumed, sure)
+            for name in dict.fromkeys((*sorted(ordinary), *partitions, *former, *self._beyond()))
+        )
         return BrokerSeen(
             str(self._connection.transport.driver_type),
             broker_of(app),
@@ -74,23 +80,29 @@ class _Look:
 
     def _queue(self, name: str, consumed: Collection[str], sure: bool) -> QueueSeen | None:
         """None if there is no such queue."""
+        if self._redis:
+            return self._redis_queue(name, consumed, sure)
         channel = self._connection.channel()
         try:
             declared = channel.queue_declare(queue=name, passive=True)
         except self._connection.channel_errors:
-            return None
+            return None  # and the channel is closed with it
         channel.close()
-        if self._redis:  # which does not know who consumes
-            known = True if name in consumed else None
-            return QueueSeen(name, int(declared.message_count), False if sure and not known else known)
-        return QueueSeen(name, int(declared.message_count), declared.consumer_count > 0)
+        return QueueSeen(name, int(declared.message_count), name in consumed or declared.consumer_count > 0)
+
+    def _redis_queue(self, name: str, consumed: Collection[str], sure: bool) -> QueueSeen:
+        """On one channel, since each has a connection of its own."""
+        waiting = int(self._connection.default_channel._size(name))
+        if name in consumed:
+            return QueueSeen(name, waiting, True)
+        return QueueSeen(name, waiting, False if sure else None)
 
     def _coordinated(self, names: Iterable[str]) -> dict[str, list[str]]:
         """The coordinated tasks among a queue's first messages: of Redis only, where looking does not fetch."""
-        found = {}
+        found, known = {}, readable_tasks(self._cluster)
         for name in names:
             bodies = self._connection.default_channel.client.lrange(name, -_PEEKED, -1)
-            tasks = {task for body in bodies if (task := _task_of(body)) and self._cluster.registry.get(task)}
+            tasks = {task for body in bodies if (task := _task_of(body)) and task in known}
             if tasks:
                 found[name] = sorted(tasks)
         return found

@@ -13,8 +13,9 @@ from jobsync_celery.doctor.broker_view import NoBroker, look_at_broker
 from jobsync_celery.doctor.case import Case, TablesSeen
 from jobsync_celery.doctor.finding import Check, Finding, problem
 from jobsync_celery.plugin.cluster import Cluster
+from jobsync_celery.plugin.places import queues_of
 from jobsync_celery.store.database import set_patience
-from jobsync_celery.store.examination import LATELY_SEC, Examinations
+from jobsync_celery.store.examination import LATELY_SEC, Examination, Examinations
 from jobsync_celery.store.history import History
 from jobsync_celery.store.pooling import shares_sessions
 from jobsync_celery.store.reports import Reports
@@ -66,7 +67,7 @@ def examine(store: Store, app: Celery | None, cluster: Cluster | None, *, moment
     if app is not None and cluster is not None:
         try:
             case = replace(
-                case, broker=look_at_broker(app, cluster, _queues(case.seen, cluster), len(case.seen.present))
+                case, broker=look_at_broker(app, cluster, *_queues(case.seen, cluster), len(case.seen.present))
             )
         except NoBroker as error:
             reasons["broker"] = "it does not answer"
@@ -79,12 +80,18 @@ def look_at_tables(store: Store, moment: float = _MOMENT_SEC) -> TablesSeen:
     info = stored_cluster(store.database)
     pooled = shares_sessions(store.database)
     began = time.monotonic()
-    while True:
-        seen = _look(store, info)
-        waited = time.monotonic() - began
-        if waited >= moment or not _moves(seen):
-            return replace(seen, pooled=pooled, waited=waited)
+    first = seen = _look(store, info)
+    while (waited := time.monotonic() - began) < moment and _moves(seen):
         time.sleep(_LOOK_SEC)
+        seen = _look(store, info)
+    return replace(seen, examination=_still(first, seen), pooled=pooled, waited=waited)
+
+
+def _still(first: TablesSeen, last: TablesSeen) -> Examination:
+    """The last one, but of what is on the move only what was so all the time, without a step in between."""
+    known = {(each.partition, each.version) for each in first.examination.unsettled}
+    still = [each for each in last.examination.unsettled if (each.partition, each.version) in known]
+    return replace(last.examination, unsettled=still)
 
 
 def _look(store: Store, info: ClusterInfo) -> TablesSeen:
@@ -101,17 +108,16 @@ def _look(store: Store, info: ClusterInfo) -> TablesSeen:
         )
 
 
-def _queues(seen: TablesSeen, cluster: Cluster) -> dict[str, bool]:
-    """The partitions' queues -> whether a node that is not silent has them."""
-    well = {node.name for node in seen.present if not node.silent}
-    queues = cluster.queues
-    names = {each.number: str(queues.of_pool(each.pool, each.position).name) for each in seen.partitions if each.pool}
-    count = queues.tokens.partitions
-    return {
-        names.get(each.number) or queues.name(each.number): each.owner in well
-        for each in seen.partitions
-        if each.pool or each.number < count
-    }
+def _queues(seen: TablesSeen, cluster: Cluster) -> tuple[list[str], list[str]]:
+    """The partitions' queues, those of lock pools too; and those of partitions that there are no more."""
+    prefix, shape = cluster.config.queue_prefix, seen.info.shape
+    queues = queues_of(prefix, shape)
+    pools = [str(queues.of_pool(each.pool, each.position).name) for each in seen.partitions if each.pool]
+    here = [*(queues.name(number) for number in range(shape.partitions)), *pools]
+    before = [
+        queues_of(prefix, former).name(number) for former in seen.info.former for number in range(former.partitions)
+    ]
+    return here, sorted(set(before) - set(here))
 
 
 def _moves(seen: TablesSeen) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -56,7 +57,8 @@ def node_died(case: Case) -> Iterator[Finding]:
             cause="it was killed (SIGKILL, out of memory), its machine went down, or it was cut off or stopped for"
             " longer than its lease. Others have taken over what it had",
             fix="look into its log and the machine's; start it again under its name. If it is gone for good, its row"
-            " goes with maintenance, or at once: jobsync cleanup --dead-node-retention 1",
+            f" goes with maintenance, or once it has been dead for a while: jobsync cleanup --dead-node-retention"
+            f" {_least_retention(case.seen, node)}",
         )
 
 
@@ -115,7 +117,8 @@ def node_cut_off(case: Case) -> Iterator[Finding]:
     """A node could not consume from the broker, and gave its partitions up."""
     for each in case.seen.seen("cannot_consume"):
         node = case.seen.node(each.subject)
-        still = node is not None and node.state == "draining" and not node.drain_ordered
+        lately = each.age < 10 * (node.lease_sec or 0) if node is not None else False
+        still = lately and node is not None and node.state == "draining" and not node.drain_ordered
         make = problem if still else risk
         yield make(
             f"{each.subject} {'has' if still else 'had'} no connection to the broker",
@@ -182,6 +185,13 @@ def _idle(share: NodeShare, seen: TablesSeen) -> Finding:
             f"{many(nodes, 'node')} share {many(seen.status.partitions, 'partition')}",
             cause="there are more nodes than partitions",
             fix="stop the cluster and give it more: jobsync schema reshape --partitions N, and the settings",
+        )
+    if awaited := [share.node.name for share in seen.status.nodes if _awaited(seen, share.node.name) is not None]:
+        return risk(
+            f"{node.name} has no tokens yet",
+            f"{listed(awaited)} {'is' if len(awaited) == 1 else 'are'} waited for",
+            cause="rejoin_grace_sec has the partitions of nodes that are gone wait for their names",
+            fix="nothing; or jobsync rebalance --no-wait if they are gone for good",
         )
     return problem(
         f"{node.name} has no tokens",
@@ -337,6 +347,16 @@ def leader_changed(case: Case) -> Iterator[Finding]:
             cause="the node that led died or was stopped: the oldest one leads",
             fix="nothing for the leader; look why nodes die",
         )
+
+
+def _least_retention(seen: TablesSeen, node: NodeRow) -> int:
+    """How long the rows of dead nodes are kept at least, in seconds: somebody may still wait for them."""
+    settings = [profile.get("settings", {}) for profile in seen.profiles.values()]
+    graces = [float(each.get("rejoin_grace_sec") or 0) for each in settings]
+    leases = [float(each.get("heartbeat_timeout_sec") or 0) for each in settings]
+    return math.ceil(
+        max(60.0, (node.lease_sec or 0) + max(graces, default=0), max(leases, default=0) + max(graces, default=0))
+    )
 
 
 def _state(node: NodeRow) -> str:

@@ -110,7 +110,11 @@ def settings_differ(case: Case) -> Iterator[Finding]:
     yield from _tasks(profiles)
     brokers = _grouped({name: profile.get("broker") for name, profile in profiles.items()})
     if len(brokers) > 1:
-        yield problem(
+        # Seen from here the same broker may have another name.
+        make = (
+            risk if len(_grouped({name: each.get("broker") for name, each in seen.profiles.items()})) == 1 else problem
+        )
+        yield make(
             "not all use one broker",
             *_said(brokers),
             cause="they were started with different broker_url settings",
@@ -173,7 +177,8 @@ def _differences(profiles: Mapping[str, Mapping[str, Any]], part: str) -> dict[s
 def _grouped(values: Mapping[str, Any]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = defaultdict(list)
     for who, value in values.items():
-        groups[str(value)].append(who)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        groups[f"{value:g}" if number and value < 1e6 else str(value)].append(who)
     return dict(groups)
 
 
@@ -187,8 +192,8 @@ def name_taken(case: Case) -> Iterator[Finding]:
     for each in case.seen.seen("name_taken"):
         yield problem(
             f"two workers want the name {each.subject}",
-            f"{span(each.age)} ago; the one that has it runs on host {each.detail.get('host')}, pid"
-            f" {each.detail.get('pid')}",
+            f"{span(each.age)} ago; the one that has it runs on host {each.detail.get('holder_host')}, pid"
+            f" {each.detail.get('holder_pid')}",
             cause="they were started with the same -n or --node-name",
             fix="give each a name of its own, such as -n worker-2@%h",
         )
@@ -197,10 +202,11 @@ def name_taken(case: Case) -> Iterator[Finding]:
 @checks("clock-set", "cluster")
 def clock_set(case: Case) -> Iterator[Finding]:
     """The database server's clock was set."""
-    for each in case.seen.seen("clock_stepped"):
+    seen = case.seen.seen("clock_stepped")
+    for each in seen[:1]:  # one step is seen by all nodes
         yield risk(
             f"the database's clock was set by {float(each.detail.get('seconds', 0)):+.1f} s",
-            f"{each.node} saw it {span(each.age)} ago",
+            f"{listed(one.node for one in seen)} saw it {span(each.age)} ago",
             cause="somebody set it, or time synchronisation steps it instead of slewing. Nobody is evicted by that, but"
             " an eviction may take a lease longer, and times and retentions are off",
             fix="have the server's time kept by chrony or ntpd, which slew it",

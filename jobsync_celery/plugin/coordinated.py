@@ -151,7 +151,10 @@ def _function(task: Task) -> Any:
 
 
 def _label(spec: KeySpec) -> str | int:
-    return getattr(spec, "__name__", repr(spec)) if callable(spec) else spec
+    if not callable(spec):
+        return spec
+    # Never its repr, which may have an address in it: nodes compare what they say of their keys.
+    return str(getattr(getattr(spec, "func", spec), "__name__", type(spec).__name__))
 
 
 def _reader(name: str, spec: KeySpec, task: Task | None) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:

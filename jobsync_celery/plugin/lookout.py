@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -54,6 +55,7 @@ class Lookout:
         self._leads = leads
         self._seen: dict[tuple[str, str], Seen] = {}
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self._stopping = threading.Event()
         self._info: ClusterInfo | None = None
         self._marked = False
@@ -71,6 +73,8 @@ class Lookout:
 
     def saw(self, kind: str, subject: str, **detail: Any) -> None:
         """Remember it, to be written down within some seconds. Any thread; returns at once."""
+        if os.getpid() != self._pid:  # a pool child has no such thread, and may have forked with the lock held
+            return
         with self._lock:
             before = self._seen.get((kind, subject))
             if before is None and len(self._seen) >= _MOST:

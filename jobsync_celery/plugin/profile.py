@@ -10,7 +10,9 @@ import kombu
 from celery import Celery
 from kombu.utils.url import url_to_parts
 
+from jobsync_celery.errors import JobsyncError
 from jobsync_celery.plugin.cluster import Cluster
+from jobsync_celery.plugin.coordinated import Coordination
 from jobsync_celery.settings import DATABASE_PARTS, CoordinationConfig
 
 _DEFAULT_PATHS = {"redis": "0", "rediss": "0", "amqp": "/", "amqps": "/"}
@@ -38,8 +40,21 @@ def tasks_of(cluster: Cluster) -> dict[str, str]:
     """Coordinated task -> how its key is read, and which nodes may run it."""
     return {
         name: f"key {how.spec}{f', nodes {how.pool}' if how.pool else ''}"
-        for name, how in sorted(cluster.registry.all().items())
+        for name, how in sorted(readable_tasks(cluster).items())
     }
+
+
+def readable_tasks(cluster: Cluster) -> dict[str, Coordination]:
+    """The coordinated tasks but those whose declaration is refused."""
+    found = {}
+    for name in (*cluster.app.tasks, *cluster.config.tasks):
+        try:
+            how = cluster.registry.get(name)
+        except JobsyncError:
+            continue
+        if how is not None:
+            found[name] = how
+    return found
 
 
 def broker_of(app: Celery) -> str:
@@ -47,7 +62,7 @@ def broker_of(app: Celery) -> str:
     with app.connection_for_read() as connection:
         urls = connection.alt or [connection.as_uri(include_password=False)]
         port = getattr(connection.transport, "default_port", None)
-    return ";".join(_place(url, port) for url in urls)
+    return ";".join(sorted(_place(url, port) for url in urls))
 
 
 def _place(url: str, default_port: int | None) -> str:

@@ -228,6 +228,9 @@ class Node:
         ensure_schema(database, shape)
         self.membership.admit = lambda tx: locked_cluster(database, tx, shape)
         with self._link.transaction() as tx:
+            if self._settings.pools:
+                self._store.leaders.lock(tx)
+                locked_cluster(database, tx, shape)
             locks = TaskLocks(self._store, shape)
             pools = locks.ensure_pools(tx, self._settings.pools)
         self._surface.learn(
