@@ -10,6 +10,7 @@ import click
 from jobsync_celery.cli.answer import Answer, Grid, duration, moment, nearest, text
 from jobsync_celery.cli.command import question
 from jobsync_celery.cli.completion import all_nodes
+from jobsync_celery.cli.numbers import FiniteRange
 from jobsync_celery.cli.site import Site
 from jobsync_celery.core.tokens import key_text
 from jobsync_celery.errors import JobsyncError
@@ -26,7 +27,7 @@ _WHOLE, _SPARE = frozenset(("state", "task id")), ("att", "began", "task")
 @click.option("--lost", "asked", flag_value="lost", help="Only what is to be run again: its worker or child died.")
 @click.option("--node", shell_complete=all_nodes, help="Only of this node.")
 @click.option("--key", help="Only of this key.")
-@click.option("--since", "hours", metavar="HOURS", type=click.FloatRange(min=0, min_open=True), help="How far back.")
+@click.option("--since", "hours", metavar="HOURS", type=FiniteRange(min=0, min_open=True), help="How far back.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="How many.")
 def claims(site: Site, asked: str | None, node: str | None, key: str | None, hours: float | None, limit: int) -> Answer:
     """List what runs, and what ran.

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 
 from jobsync_celery.cli.answer import NO_ANSWER, Answer, painted, show
+from jobsync_celery.cli.numbers import FiniteRange
 from jobsync_celery.cli.site import URL_VARIABLE, site_of
 from jobsync_celery.errors import JobsyncError
 
@@ -37,7 +38,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _WATCH = click.option(
     "--watch",
     metavar="[SECONDS]",
-    type=click.FloatRange(min=_SHORTEST_WATCH_SEC),
+    type=FiniteRange(min=_SHORTEST_WATCH_SEC),
     is_flag=False,
     flag_value=_WATCH_SEC,
     help=f"Ask again every so many seconds ({_WATCH_SEC:.0f} if not given), until Ctrl-C.",

@@ -10,6 +10,7 @@ import click
 from jobsync_celery.cli.answer import TROUBLED, WELL, Answer, counted
 from jobsync_celery.cli.command import complain, order
 from jobsync_celery.cli.completion import live_nodes
+from jobsync_celery.cli.numbers import FiniteRange
 from jobsync_celery.cli.site import Site
 from jobsync_celery.errors import StoreUnavailable
 from jobsync_celery.runtime.draining import lift_drain, order_drain
@@ -37,7 +38,7 @@ class _Left:
 )
 @click.argument("node", shell_complete=live_nodes)
 @click.option("--wait", is_flag=True, help="Wait until the node has nothing any more.")
-@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0), help="With --wait: at most so long.")
+@click.option("--timeout", metavar="SECONDS", type=FiniteRange(min=0), help="With --wait: at most so long.")
 def drain(site: Site, node: str, wait: bool, timeout: float | None) -> Answer:
     """Empty NODE, before it is stopped.
 

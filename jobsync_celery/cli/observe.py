@@ -10,6 +10,7 @@ import click
 
 from jobsync_celery.cli.answer import NO_ANSWER, TROUBLED, WELL, Answer, Grid, counted, duration, moment, nearest
 from jobsync_celery.cli.command import question
+from jobsync_celery.cli.numbers import FiniteRange
 from jobsync_celery.cli.site import Site
 from jobsync_celery.errors import JobsyncError
 from jobsync_celery.store.observation_reports import ObservationReports, ObservedTask, Pair, Report
@@ -26,7 +27,7 @@ _KEYS = ("key", "task", "runs", "overlaps", "longest", "workers")
 @question("observe", observing=True, epilog=_EXIT_CODES)
 @click.option(
     "--since", "hours", metavar="HOURS", default=24.0, show_default=True, help="How far back.",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
 )  # fmt: skip
 @click.option("--task", metavar="NAME", help="Only this task.")
 @click.option("--keys", default=5, show_default=True, type=click.IntRange(min=0), help="How many of the worst keys.")

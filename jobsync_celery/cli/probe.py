@@ -10,6 +10,7 @@ import time
 
 import click
 
+from jobsync_celery.cli.numbers import FiniteRange
 from jobsync_celery.errors import JobsyncError
 from jobsync_celery.runtime.clock import boot_clock
 from jobsync_celery.runtime.vitals import FILE_VARIABLE, Verdict, Vitals, as_dict, liveness, read, readiness
@@ -36,14 +37,12 @@ _NO, _NO_ANSWER = 1, 2
 @click.option(
     "--limit",
     metavar="SECONDS",
-    type=click.FloatRange(min=_SHORTEST_LIMIT_SEC),
+    type=FiniteRange(min=_SHORTEST_LIMIT_SEC),
     default=_LIMIT_SEC,
     show_default=True,
     help="How long its event loop may stand still.",
 )
-@click.option(
-    "--wait", metavar="SECONDS", type=click.FloatRange(min=0), default=0.0, help="Wait at most so long for a yes."
-)
+@click.option("--wait", metavar="SECONDS", type=FiniteRange(min=0), default=0.0, help="Wait at most so long for a yes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def probe(question: str, path: str | None, limit: float, wait: float, as_json: bool) -> None:
     """Ask whether the worker at hand is well.

@@ -177,8 +177,10 @@ class Examinations:
         # Where the role may not see it, the row is there and its columns are NULL.
         self._standbys = sql(
             "SELECT coalesce(application_name, '') AS name, sync_state FROM pg_stat_replication"
-            " r WHERE coalesce(state, 'streaming') = 'streaming' AND application_name NOT IN ('pg_receivewal', 'pg_basebackup')"
-            " AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')"
+            " r WHERE coalesce(state, 'streaming') = 'streaming'"
+            # Neither backups nor subscribers take over.
+            " AND application_name NOT IN ('pg_receivewal', 'pg_basebackup') AND NOT EXISTS"
+            " (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')"
             " ORDER BY 1"
         )
 

@@ -173,3 +173,11 @@ def test_both_ways_of_calling_offer_the_same_commands() -> None:
     names = {one.name for one in COMMANDS} | {"probe"}
     assert set(jobsync.commands) == names
     assert set(main.list_commands(click.Context(main))) == names | {"demo"}
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1"])
+@pytest.mark.parametrize("words", [("status", "--watch"), ("probe", "liveness", "--wait"), ("claims", "--since")])
+def test_a_number_that_nobody_can_wait_for_is_refused(words: tuple[str, ...], number: str) -> None:
+    done = by_url("postgresql://nobody@127.0.0.1:1/none", *words, number)
+    assert done.exit_code == 2
+    assert "Traceback" not in done.output
