@@ -3,7 +3,7 @@
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import hypothesis
 import psycopg2
@@ -27,10 +27,20 @@ def _made(make: Callable[[], Server]) -> Server:
     try:
         return make()
     except ServerMissing as error:
-        reason = str(error)
+        _leave_out(str(error))
+
+
+def _leave_out(reason: str) -> NoReturn:
+    """A failure in CI, elsewhere a skip that the last line of the run tells."""
     if IN_CI:
         pytest.fail(reason, pytrace=False)
     pytest.skip(f"{_LEFT_OUT}{reason}")
+
+
+@pytest.fixture(scope="session")
+def leave_out() -> Callable[[str], NoReturn]:
+    """For what a machine may lack: fail in CI, skip elsewhere; the reason says what to install."""
+    return _leave_out
 
 
 def _private(make: Callable[[], Server]) -> Iterator[Server]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import psycopg2
@@ -66,9 +67,9 @@ def test_a_server_that_forgets_what_it_has_promised(postgres: PrivatePostgres, d
 
 
 @pytest.mark.slow
-def test_a_standby_that_is_not_synchronous_and_a_url_that_leads_to_it(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_standby_that_is_not_synchronous_and_a_url_that_leads_to_it(leave_out: Callable[[str], NoReturn]) -> None:
     if not can_stand_by():
-        pytest.skip("there is no pg_basebackup beside this PostgreSQL")
+        leave_out("a standby needs pg_basebackup, which PostgreSQL's server package has")
     with Postgres(None, None) as primary:
         url = made(primary.url)
         with Standby(primary, urlsplit(primary.dsn).port or 0) as standby:

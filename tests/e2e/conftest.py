@@ -22,8 +22,10 @@ from pytest_celery import (
     CeleryWorkerCluster,
 )
 
+from e2e.examined import nothing_found_anew
 from e2e.site import Site, with_database
 from e2e.stand_ins import LocalServer, Setup
+from e2e.waiting import until
 from jobsync_celery.servers import PrivatePostgres, PrivateRedis
 
 # Redis has 16 databases; each cluster gets two of its own, emptied first. 0 is everybody's.
@@ -113,6 +115,15 @@ def shared(
         else:
             site.until_shared(*names)
         yield site
+
+
+@pytest.fixture
+def well(shared: Site) -> Iterator[Site]:
+    """The same, of which the doctor finds nothing wrong afterwards."""
+    yield shared
+    names = [worker.hostname().partition("@")[0] for worker in shared.workers[:2]]
+    shared.until_shared(*names)
+    until(lambda: nothing_found_anew(shared), "the doctor finds nothing any more", every=0.5)
 
 
 # -- a cluster of the test's own, by pytest-celery's fixtures --------------------------------------------------------

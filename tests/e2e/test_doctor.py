@@ -9,7 +9,7 @@ import kombu
 import psycopg2
 import pytest
 
-from e2e.examined import beside, diagnosis, finding, found, nothing_found_anew
+from e2e.examined import beside, diagnosis, finding, found
 from e2e.site import TIMEOUT, Site
 from e2e.waiting import until
 from jobsync_celery.servers import PrivatePostgres
@@ -24,15 +24,6 @@ def postgres() -> Iterator[PrivatePostgres]:
     """A durable one: the doctor complains of others."""
     with PrivatePostgres() as server:
         yield server
-
-
-@pytest.fixture
-def well(shared: Site) -> Iterator[Site]:
-    """A cluster that is well, and of which nothing is wrong afterwards."""
-    yield shared
-    names = [worker.hostname().partition("@")[0] for worker in shared.workers[:2]]
-    shared.until_shared(*names)
-    until(lambda: nothing_found_anew(shared), "the doctor finds nothing any more", every=0.5)
 
 
 def test_of_a_healthy_cluster_it_says_nothing_and_leaves_no_check_out(well: Site) -> None:
