@@ -68,6 +68,15 @@ def emptied(
     return found
 
 
+def unmarked(site: Site) -> list[Emptied]:
+    """Delete the queue with the mark by which clusters that share their queues notice each other."""
+    from jobsync_celery.plugin.lookout import mark_queue  # it loads Celery, too
+
+    name = mark_queue(site.config.queue_prefix)
+    with site.app.jobsync.cluster.backlog() as backlog:
+        return [Emptied(name, {}, deleted=True)] if backlog.delete(name, filled=True) else []
+
+
 def lying(site: Site, names: Collection[str]) -> tuple[list[Emptied], int]:
     """What lies in these queues, nothing moved; and how many of their messages workers have fetched."""
     with site.app.jobsync.cluster.backlog() as backlog:

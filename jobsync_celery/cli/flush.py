@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from jobsync_celery.cli.answer import TROUBLED, WELL, Answer, counted
-from jobsync_celery.cli.backlog import cluster_queues, emptied, lying, queue_data, queue_grids
+from jobsync_celery.cli.backlog import cluster_queues, emptied, lying, queue_data, queue_grids, unmarked
 from jobsync_celery.cli.command import order
 from jobsync_celery.cli.site import Site
 from jobsync_celery.errors import JobsyncError
@@ -41,6 +41,7 @@ def flush_back(site: Site, queue: str | None, dry_run: bool, delete_queues: bool
         with site.changing() as tx:
             standstill.enforce(tx)  # so that none of them resumes meanwhile
         queues, fetched = emptied(site, names, placing, delete=delete_queues, say=_say), 0
+        queues += unmarked(site) if delete_queues else []
     moved, left = sum(sum(each.moved.values()) for each in queues), sum(each.left for each in queues) + fetched
     data = {"dry_run": dry_run, "moved": moved, "left": left, "queues": queue_data(queues)}
     if dry_run:

@@ -123,15 +123,15 @@ class Backlog:
         with self._asking():
             return self._mover.move(name, placing)
 
-    def delete(self, name: str) -> bool:
-        """Delete a queue of ours with its exchange, if it is empty; whether it is gone.
+    def delete(self, name: str, *, filled: bool = False) -> bool:
+        """Delete a queue of ours with its exchange, if it is empty or may be ``filled``; whether it is gone.
 
         Who has declared it before, and still publishes into it, loses that without a word.
         """
         with self._asking(), self._connection.channel() as channel:
             try:
                 Queue(name, exchange=name, routing_key=name)(channel).declare()
-                channel.queue_delete(name, if_unused=True, if_empty=True)
+                channel.queue_delete(name, if_unused=True, if_empty=not filled)
                 channel.exchange_delete(name, if_unused=True)
             except self._connection.channel_errors:  # in use, or not empty
                 return False

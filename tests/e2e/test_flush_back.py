@@ -22,6 +22,8 @@ def test_plain_workers_run_each_of_the_tasks_once_that_were_flushed_back(celery_
     [worker] = celery_setup.worker_cluster
     soon = site.call("step", "early", 1, countdown=5)  # the worker fetches it, and takes it into its death
     until(lambda: soon.id in worker.logs(), "the worker has the task")
+    mark = f"{site.prefix}cluster"
+    until(lambda: site.waiting(mark) == 1, "the leader has left the cluster's mark")
     worker.kill()
     worker.container.wait()
 
@@ -53,6 +55,7 @@ def test_plain_workers_run_each_of_the_tasks_once_that_were_flushed_back(celery_
     assert told["left"] == 0 and moved[elsewhere] == 1
     dropped = 0 if site.is_redis else 1  # RabbitMQ drops what has expired by itself
     assert moved[f"{site.prefix}ordinary"] == told["moved"] - 1 == len(ids) + len(results) + 2 - dropped
+    assert mark in [each["queue"] for each in told["queues"] if each["deleted"]] and site.waiting(mark) == 0
     assert ask(app, "flush-back")["moved"] == 0
 
     site.worker("plain1", "-Q", f"{site.prefix}ordinary,{elsewhere}", off=True)

@@ -126,3 +126,10 @@ def test_queues_that_are_empty_can_be_deleted_and_others_not(post: Post) -> None
         backlog.move(post.source.name, post.place)
         assert backlog.delete(post.source.name)
         assert backlog.waiting(post.target.name) == 1
+
+
+def test_a_queue_is_deleted_with_what_lies_in_it_if_that_was_said(post: Post) -> None:
+    post.publish(1)
+    with Backlog(post.app) as backlog:
+        assert backlog.delete(post.source.name, filled=True)
+        assert backlog.waiting(post.source.name) == 0
