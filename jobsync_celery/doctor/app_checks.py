@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,20 +15,29 @@ from jobsync_celery.doctor.finding import Checks, Finding, problem, risk
 from jobsync_celery.doctor.words import listed, span
 from jobsync_celery.errors import JobsyncError
 from jobsync_celery.plugin.cluster import Cluster
+from jobsync_celery.plugin.observing import Observed
 
 checks = Checks()
 
-_POOLS = ("prefork", "threads", "solo", "processes")
+_POOLS = ("prefork", "threads", "thread", "solo", "processes")
+_GREEN = ("gevent", "eventlet")
 _REDIS = ("redis", "rediss", "sentinel")
 _RABBITMQ = ("amqp", "amqps", "pyamqp")
 
 
 @checks("coordination-off", "app")
 def coordination_off(case: Case) -> Iterator[Finding]:
-    """The app has no coordination, or no coordinated task."""
-    if case.the_app.jobsync.observed is not None:
-        return
-    if case.cluster is None:
+    """The app has no coordination, or no task that is coordinated or observed."""
+    observed = _observed(case)
+    if observed is not None:
+        if not observed.keys():
+            yield risk(
+                "no task of the app is observed",
+                f"it knows {listed(_own(case.the_app)) or 'no task at all'}",
+                cause="no task has a key, or the modules that have them are not imported",
+                fix="name tasks in CoordinationConfig(tasks=…), or decorate them with @coordinated(key=…)",
+            )
+    elif case.cluster is None:
         yield problem(
             "coordination is switched off: coordinated tasks run like any others",
             "JobSync was given None, or enabled=False",
@@ -46,11 +56,12 @@ def coordination_off(case: Case) -> Iterator[Finding]:
 @checks("key-unreadable", "app")
 def key_unreadable(case: Case) -> Iterator[Finding]:
     """A task's key is none of its arguments."""
-    if case.cluster is not None:
-        for error in _broken(case.cluster):
+    declaring = _declaring(case)
+    if declaring is not None:
+        for said in (*map(str, _broken(declaring)), *_beyond(declaring)):
             yield problem(
                 "a task's key cannot be read",
-                str(error),
+                said,
                 cause="the key that was declared is no argument of the task",
                 fix="name one of its arguments in @coordinated(key=…) or CoordinationConfig(tasks=…)",
             )
@@ -58,13 +69,24 @@ def key_unreadable(case: Case) -> Iterator[Finding]:
 
 @checks("task-unknown", "app")
 def task_unknown(case: Case) -> Iterator[Finding]:
-    """The settings name a task that the app does not have, though it has others."""
-    if case.cluster is None:
+    """The settings name a task that the app does not have, though one of nearly its name; or any, to observe it."""
+    declaring = _declaring(case)
+    if declaring is None:
         return
     own = _own(case.the_app)
-    for name in case.cluster.config.tasks:
+    for name in declaring.config.tasks:
         close = difflib.get_close_matches(name, own, n=1, cutoff=0.8)
-        if name not in own and close:
+        if name in case.the_app.tasks:
+            continue
+        if isinstance(declaring, Observed):
+            yield risk(
+                f"{name} is to be observed, and the app does not have it",
+                f"it has {close[0] if close else listed(own) or 'no task at all'}",
+                cause="a typing error, the task was renamed, or its module is not imported: workers of this app do not"
+                " observe it",
+                fix="write its name as it is registered, name its module in the app's include, or leave it out",
+            )
+        elif close:
             yield risk(
                 f"CoordinationConfig(tasks=…) names {name}, which the app does not have",
                 f"it has {close[0]}",
@@ -76,17 +98,19 @@ def task_unknown(case: Case) -> Iterator[Finding]:
 @checks("router-unseen", "app")
 def router_unseen(case: Case) -> Iterator[Finding]:
     """A coordinated task is published past the router that knows its key."""
-    app, cluster = case.the_app, case.cluster
-    if cluster is None or _broken(cluster):
+    app, cluster, declaring = case.the_app, case.cluster, _declaring(case)
+    if declaring is None or _broken(declaring):
         return
-    names = _coordinated(app, cluster)
+    names = _coordinated(app, declaring)
     if names and app.conf.task_always_eager:
         yield risk(
             "tasks run in the process that publishes them",
             "task_always_eager is set",
-            cause="eager tasks are routed nowhere, and not coordinated",
+            cause="eager tasks are routed nowhere, and neither coordinated nor observed",
             fix="set it in tests only",
         )
+    if cluster is None:
+        return
     routes = app.conf.task_routes or ()
     if names and not (isinstance(routes, (list, tuple)) and routes and routes[0] is cluster.router):
         yield problem(
@@ -137,15 +161,24 @@ def late_ack(case: Case) -> Iterator[Finding]:
 
 @checks("pool-unsupported", "app")
 def pool_unsupported(case: Case) -> Iterator[Finding]:
-    """Workers or broker are of a kind that cannot be coordinated."""
-    app = case.the_app
-    pool = str(app.conf.worker_pool)
-    if case.cluster is not None and pool.rpartition(".")[2].rpartition(":")[0] not in _POOLS and pool not in _POOLS:
+    """Workers or broker are of a kind that cannot be coordinated, or workers of one that cannot be observed."""
+    app, observed = case.the_app, _observed(case)
+    if observed is None and case.cluster is None:
+        return
+    happens = "workers with this pool refuse to start" if observed is None else "workers with this pool observe nothing"
+    if (pool := _pool(app)) in _GREEN or (observed is None and pool not in _POOLS):
         yield problem(
-            "workers with this pool refuse to start",
-            f"worker_pool is {pool}",
+            happens,
+            f"worker_pool is {app.conf.worker_pool}",
             cause="gevent and eventlet are not supported",
             fix="use prefork, threads or solo",
+        )
+    if app.conf.worker_pool_start_method == "spawn":
+        yield problem(
+            happens,
+            "worker_pool_start_method is spawn",
+            cause="children that are spawned share no memory and no pipe with their worker",
+            fix="leave it out, or set it to 'fork'",
         )
     broker = (app.conf.broker_read_url or app.conf.broker_url or "amqp://").partition(":")[0].partition("+")[0]
     if case.cluster is not None and broker not in (*_REDIS, *_RABBITMQ):
@@ -211,19 +244,51 @@ def _own(app: Celery) -> list[str]:
     return sorted(name for name in app.tasks if not name.startswith(("celery.", "jobsync.")))
 
 
-def _coordinated(app: Celery, cluster: Cluster) -> list[str]:
-    return sorted(cluster.registry.all())
+def _observed(case: Case) -> Observed | None:
+    """What is observed, where tasks are only observed."""
+    observed: Observed | None = case.the_app.jobsync.observed
+    return observed
 
 
-def _broken(cluster: Cluster) -> list[JobsyncError]:
+def _declaring(case: Case) -> Cluster | Observed | None:
+    """What knows the keys of tasks, coordinated or observed."""
+    return case.cluster or _observed(case)
+
+
+def _pool(app: Celery) -> str:
+    """The pool's name: prefork, or celery.concurrency.prefork:TaskPool."""
+    module, _, name = str(app.conf.worker_pool).partition(":")
+    return (module if name or "." not in module else module.rpartition(".")[0]).rpartition(".")[2]
+
+
+def _coordinated(app: Celery, declaring: Cluster | Observed) -> list[str]:
+    return sorted(declaring.registry.all())
+
+
+def _broken(declaring: Cluster | Observed) -> list[JobsyncError]:
     """Tasks whose declaration is refused."""
     errors = []
-    for name in (*cluster.app.tasks, *cluster.config.tasks):
+    for name in dict.fromkeys((*declaring.app.tasks, *declaring.config.tasks)):
         try:
-            cluster.registry.get(name)
+            declaring.registry.get(name)
         except JobsyncError as error:
             errors.append(error)
     return errors
+
+
+def _beyond(declaring: Cluster | Observed) -> Iterator[str]:
+    """Tasks that do not take as many arguments as the position of their key needs."""
+    for name, task in sorted(declaring.app.tasks.items()):
+        try:
+            how = declaring.registry.get(name)
+        except JobsyncError:
+            continue
+        if how is None or not isinstance(how.spec, int):
+            continue
+        parameters = inspect.signature(task.run).parameters.values()
+        places = sum(each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) for each in parameters)
+        if not any(each.kind is each.VAR_POSITIONAL for each in parameters) and how.spec not in range(-places, places):
+            yield f"task {name}: its key is positional argument {how.spec}, but it takes {places}"
 
 
 def _queue_of(task: Task) -> tuple[str, str] | None:

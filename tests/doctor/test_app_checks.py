@@ -15,6 +15,7 @@ from jobsync_celery import JobSync, coordinated
 from jobsync_celery.cli.main import jobsync
 from jobsync_celery.doctor.doctor import CHECKS, examine_app
 from jobsync_celery.doctor.finding import Finding
+from jobsync_celery.errors import SettingsError
 
 URL = "postgresql://nobody@localhost:1/nowhere"
 
@@ -123,6 +124,23 @@ def test_pools_and_brokers_that_cannot_be_coordinated() -> None:
     assert "sqs" in only(app_with("sqs://"), "pool-unsupported").evidence[0]
 
 
+@pytest.mark.parametrize(
+    "pool", ["threads", "celery.concurrency.thread:TaskPool", "celery.concurrency.prefork.TaskPool"]
+)
+def test_pools_by_the_names_of_their_classes(pool: str) -> None:
+    assert found(app_with(worker_pool=pool)) == []
+
+
+def test_children_that_are_spawned() -> None:
+    assert "spawn" in only(app_with(worker_pool_start_method="spawn"), "pool-unsupported").evidence[0]
+
+
+def test_a_key_at_a_position_that_the_task_does_not_have() -> None:
+    assert found(app_with(settings={"tasks": {"proj.mail": 0}})) == []
+    named = only(app_with(settings={"tasks": {"proj.mail": 1}}), "key-unreadable")
+    assert named.evidence == ("task proj.mail: its key is positional argument 1, but it takes 1",)
+
+
 def test_a_lease_without_room_for_a_late_heartbeat() -> None:
     only(app_with(settings={"heartbeat_interval_sec": 5, "heartbeat_timeout_sec": 11}), "lease-short")
     only(app_with(broker_transport_options={"socket_timeout": 60}), "lease-short")
@@ -136,6 +154,54 @@ def test_time_limits_beyond_what_the_broker_waits(broker: str, limit: int) -> No
     app.finalize()
     app.tasks["proj.settle"].time_limit = 2 * limit
     assert "proj.settle" in only(app, "time-limits-long").evidence[0]
+
+
+# -- apps whose tasks are only observed -----------------------------------------------------------------------------
+
+
+def observed_with(tasks: Any = None, broker: str = "redis://localhost:1", **conf: Any) -> Celery:
+    return app_with(broker, {"mode": "observe", "tasks": tasks or {}}, **conf)
+
+
+def test_of_an_observed_app_that_is_well_nothing_is_said() -> None:
+    assert found(observed_with({"proj.mail": "to"}, "sqs://", worker_pool="solo")) == []
+
+
+def test_an_observed_app_without_a_database_is_none() -> None:
+    with pytest.raises(SettingsError, match="no database is named"):
+        JobSync(Celery("proj", set_as_current=False), {"mode": "observe"})
+
+
+def test_nothing_to_observe(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = Celery("proj", broker="redis://localhost:1", set_as_current=False)
+    JobSync(app, {"url": URL, "mode": "observe"})
+    monkeypatch.setattr(app.jobsync.observed, "keys", dict)  # other tests may have shared tasks
+    assert "no task of the app is observed" in only(app, "coordination-off").what
+
+
+def test_an_observed_key_that_is_no_argument() -> None:
+    assert "takes (to)" in only(observed_with({"proj.mail": "too"}), "key-unreadable").evidence[0]
+    assert "it takes 1" in only(observed_with({"proj.mail": 1}), "key-unreadable").evidence[0]
+
+
+@pytest.mark.parametrize(("name", "known"), [("proj.mails", "proj.mail"), ("other.service", "proj.settle")])
+def test_a_task_to_be_observed_that_the_app_does_not_have(name: str, known: str) -> None:
+    named = only(observed_with({name: "id"}), "task-unknown")
+    assert named.severity == "risk" and known in named.evidence[0]
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [{"worker_pool": "gevent"}, {"worker_pool": "eventlet"}, {"worker_pool_start_method": "spawn"}],
+    ids=str,
+)
+def test_pools_that_cannot_be_observed(conf: dict[str, Any]) -> None:
+    named = only(observed_with(**conf), "pool-unsupported")
+    assert named.what == "workers with this pool observe nothing"
+
+
+def test_eager_tasks_are_not_observed() -> None:
+    only(observed_with(task_always_eager=True), "router-unseen")
 
 
 # -- as a command ---------------------------------------------------------------------------------------------------
@@ -155,6 +221,12 @@ def test_a_problem_fails_a_risk_only_if_asked_for() -> None:
     assert doctor(app_with(task_always_eager=True), "--config").exit_code == 0
     assert doctor(app_with(task_always_eager=True), "--config", "--strict").exit_code == 1
     assert doctor(app_with(worker_pool="gevent"), "--config").exit_code == 1
+
+
+def test_an_observed_app_is_checked_as_well() -> None:
+    assert doctor(observed_with(), "--config").stdout.splitlines()[0] == "nothing is wrong: 8 checks"
+    assert doctor(observed_with(worker_pool="gevent"), "--config").exit_code == 1
+    assert 'mode="observe"' in doctor(observed_with()).stderr  # there is no cluster to look at
 
 
 def test_only_an_app_with_jobsync_has_a_configuration() -> None:
