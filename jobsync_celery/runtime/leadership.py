@@ -84,6 +84,8 @@ class Leadership:
         self._reason = "initial"
         self._first_seen: float | None = None
         self._wait_due: float | None = None
+        #: Until when the first name is waited for, by the database's clock, and when that is over by this node's.
+        self._wait: tuple[float, float] | None = None
         self._term: int | None = None
         self._held_back_with: int | None = None
         self._lock_due: float | None = None
@@ -128,16 +130,29 @@ class Leadership:
         self._watch = self._watch.observe(sent_at, received_at, answer.database_time, answer.members)
         if self._first_seen is None:
             self._first_seen = received_at
+        self._see_wait(answer, received_at)
         if not self.leading:
             self._planned = self._plan_at = self._lock_due = self._wait_due = None
             self._unsettled = False
             return
         self._unsettled = answer.unsettled
         self._lock_due = _later(received_at, answer.lock_due)
-        self._wait_due = _later(received_at, answer.wait_due)
+        if self._wait is not None:
+            until, over = self._wait
+            self._wait_due = min(over, received_at + max(0.0, until - answer.database_time))
+        else:
+            self._wait_due = None
         if self._composition() != self._planned or answer.unsettled:
             gone = bool(before - set(self._members)) or any(member.draining for member in answer.members)
             self._want_plan(received_at, at_once=gone or answer.unsettled)
+
+    def _see_wait(self, answer: Renewal, received_at: float) -> None:
+        """Note how long the first name is waited for when this is first told: later the clock may be set back."""
+        if (until := answer.wait_until) is None:
+            self._wait = None
+        elif self._wait is None or until != self._wait[0]:
+            told = max(0.0, until - answer.database_time)
+            self._wait = until, received_at + min(told, self._rejoin_grace or told)
 
     def want_plan(self, now: float) -> None:
         """Plan at the next tick though nothing has changed, if this node leads: somebody asked for it."""
@@ -208,7 +223,8 @@ class Leadership:
         with self._link.transaction() as tx:
             if self._held_back(tx, now):
                 return
-            made, leader = rebalance(tx, self._store, self._tokens, self._reason)
+            over = self._wait[0] if self._wait is not None and now >= self._wait[1] else None
+            made, leader = rebalance(tx, self._store, self._tokens, self._reason, over)
         self._plan_at = None
         self._planned_now(made, leader, self._reason)
         self._reason = "membership"

@@ -20,16 +20,18 @@ def leads(members: Collection[Member]) -> Member | None:
     return min(live or members, key=lambda member: member.incarnation, default=None)
 
 
-def rebalance(tx: Connection, store: Store, tokens: TokenMap, reason: str) -> tuple[Plan, Leader]:
+def rebalance(
+    tx: Connection, store: Store, tokens: TokenMap, reason: str, waited_until: float | None = None
+) -> tuple[Plan, Leader]:
     """Make a plan for the members as they stand and write what moves; the leader's row is locked first.
 
-    What waits for a name to return does not move, until its time is over.
+    What waits for a name to return does not move, until its time is over. ``waited_until`` is over in any case.
 
     Nothing is written if nothing moves. The leader recorded is the one that leads by the rules, whoever calls.
     """
     begun = time.perf_counter()
     leader = store.leaders.lock(tx)
-    store.waits.end_overdue(tx)
+    store.waits.end_overdue(tx, waited_until)
     settle(tx, store)
     members = store.nodes.members(tx)
     seats = store.partitions.seats(tx)

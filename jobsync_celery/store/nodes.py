@@ -70,8 +70,8 @@ class Renewal:
     ``locks_version`` counts the changes of task locks; ``lock_due`` is in how many seconds the next one expires.
     ``roster`` is told if it was asked for: a text that changes whenever a node joins, goes or begins to drain.
     ``caretaking`` are the lock pools' partitions of this node whose keys it may not run. ``drain_ordered``: somebody
-    wants this node to drain, until the order is lifted. ``wait_due``: in how many seconds the first name is no longer
-    waited for; None if none is, or if this node does not watch.
+    wants this node to drain, until the order is lifted. ``wait_until``: when the first name is no longer waited for, as
+    ``database_time``; None if none is, or if this node does not watch.
     """
 
     state: str
@@ -85,7 +85,7 @@ class Renewal:
     roster: str | None = None
     caretaking: frozenset[int] = frozenset()
     drain_ordered: bool = False
-    wait_due: float | None = None
+    wait_until: float | None = None
 
     @property
     def watching(self) -> bool:
@@ -157,8 +157,8 @@ class Nodes:
             " FROM {node} o WHERE o.state IN ('live', 'draining')) END AS members,"
             " (SELECT locks_version FROM {cluster}) AS locks_version,"
             " extract(epoch FROM (SELECT min(expires_at) FROM {lock}) - clock_timestamp())::float8 AS lock_due,"
-            " CASE WHEN duty.watching THEN (SELECT extract(epoch FROM min(o.awaited_until) - clock_timestamp())::float8"
-            " FROM {node} o) END AS wait_due,"
+            " CASE WHEN duty.watching THEN (SELECT extract(epoch FROM min(o.awaited_until))::float8"
+            " FROM {node} o) END AS wait_until,"
             # Later incarnations are larger numbers, so no two sets that follow each other agree in count and sum.
             " CASE WHEN :curious THEN (SELECT concat_ws(' ', count(*), sum(o.incarnation),"
             " count(*) FILTER (WHERE o.state = 'draining'), sum(o.incarnation) FILTER (WHERE o.state = 'draining'))"
@@ -274,7 +274,7 @@ class Nodes:
             row.roster,
             frozenset(row.caretaking or ()),
             row.drain_ordered,
-            row.wait_due,
+            row.wait_until,
         )
 
     def members(self, tx: Connection) -> tuple[Member, ...]:

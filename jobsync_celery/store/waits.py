@@ -24,7 +24,8 @@ class Waits:
         )
         self._end = sql(
             "UPDATE {node} SET awaited_until = NULL WHERE awaited_until IS NOT NULL"
-            " AND (:everybody OR awaited_until <= clock_timestamp()) RETURNING name"
+            " AND (:everybody OR awaited_until <= clock_timestamp()"
+            " OR extract(epoch FROM awaited_until)::float8 <= CAST(:until AS float8)) RETURNING name"
         )
         self._forget = sql("DELETE FROM {node} WHERE state = 'left' AND awaited_until IS NULL")
 
@@ -32,16 +33,20 @@ class Waits:
         """The names that are waited for, and for how many seconds yet."""
         return {row.name: row.seconds for row in tx.execute(self._awaited)}
 
-    def end_overdue(self, tx: Connection) -> Collection[str]:
-        """Wait no more for those whose time is over; their names. Who left in good order has no row any more then."""
-        return self._ended(tx, everybody=False)
+    def end_overdue(self, tx: Connection, until: float | None = None) -> Collection[str]:
+        """Wait no more for those whose time is over; their names. Who left in good order has no row any more then.
+
+        Arguments:
+            until: the time that is over whatever the database's clock says now, for it may have been set back.
+        """
+        return self._ended(tx, everybody=False, until=until)
 
     def end_all(self, tx: Connection) -> Collection[str]:
         """Wait for nobody any more; the names."""
         return self._ended(tx, everybody=True)
 
-    def _ended(self, tx: Connection, *, everybody: bool) -> Collection[str]:
-        names = [row.name for row in tx.execute(self._end, {"everybody": everybody})]
+    def _ended(self, tx: Connection, *, everybody: bool, until: float | None = None) -> Collection[str]:
+        names = [row.name for row in tx.execute(self._end, {"everybody": everybody, "until": until})]
         if names:
             tx.execute(self._forget)
         return names

@@ -183,6 +183,26 @@ def test_after_the_grace_the_partitions_of_the_dead_go_to_the_others(watchers: W
     assert counts(watchers.store, "target") == {"a": 64} and watchers.states()["b"] == "dead"
 
 
+def test_after_the_grace_by_the_leaders_own_clock_nobody_is_waited_for_though_the_databases_was_set_back(
+    watchers: Watchers,
+) -> None:
+    """Only the watchers' clock passes here; that of the database stays behind it as if it had been set back."""
+    watchers.rejoin_grace = 60.0
+    watchers.settled("a", "b", "c", "d")
+    before = counts(watchers.store, "target")
+    watchers.silence("c")
+    watchers.run(20.0)
+    watchers.silence("d")
+    watchers.run(20.0)
+    assert watchers.states() == {"a": "live", "b": "live", "c": "dead", "d": "dead"}
+    assert counts(watchers.store, "target") == before
+    watchers.run(40.0)
+    assert counts(watchers.store, "target")["d"] == before["d"] and "c" not in counts(watchers.store, "target")
+    watchers.leave("a")  # the next leader has heard of the wait as well
+    watchers.run(80.0)
+    assert counts(watchers.store, "target") == {"b": 64}
+
+
 def test_the_evictor_wakes_when_the_grace_is_over_though_no_heartbeat_has_told_it(watchers: Watchers) -> None:
     watchers.rejoin_grace = 0.5
     watchers.settled("a", "b")

@@ -67,9 +67,12 @@ def test_what_is_over_ends_alone_and_everything_when_that_is_asked(cluster: Clus
     cluster.rows("UPDATE {node} SET awaited_until = clock_timestamp() WHERE name = 'a'")
     assert cluster.within(cluster.store.waits.end_overdue) == ["a"]
     assert sorted(awaited(cluster)) == sorted(states(cluster)) == ["b", "c"]
+    [(until,)] = cluster.rows("SELECT extract(epoch FROM awaited_until)::float8 FROM {node} WHERE name = 'b'")
+    assert cluster.within(lambda tx: cluster.store.waits.end_overdue(tx, until)) == ["b"]
+    assert sorted(states(cluster)) == ["c"]
     dead = cluster.join("dead")
     cluster.within(lambda tx: cluster.store.nodes.declare_dead(tx, "dead", dead, None, grace=60))
-    assert sorted(cluster.within(cluster.store.waits.end_all)) == ["b", "c", "dead"]
+    assert sorted(cluster.within(cluster.store.waits.end_all)) == ["c", "dead"]
     assert awaited(cluster) == {} and states(cluster) == {"dead": "dead"}
     assert cluster.within(cluster.store.waits.end_all) == []
 
