@@ -164,7 +164,7 @@ class Housekeeping:
             # Who sets locks leaves its row first.
             what == "lock_creators",
             lambda link: self._maintenance.count(link, what, before),
-            lambda tx, oldest: self._maintenance.delete(tx, what, before, BATCH, oldest, copy),
+            lambda tx, oldest: self._maintenance.delete(tx, what, before, BATCH, oldest, copy, alone=True),
         )
 
     def _expired(self, what: str, age: float, before: datetime) -> _Chore:

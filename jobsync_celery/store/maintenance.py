@@ -21,11 +21,15 @@ _LEAST_DEAD = 1000
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows that may go when they are old; ``dated`` says how old they are, by an index where there can be many."""
+    """Rows that may go when they are old; ``dated`` says how old they are, by an index where there can be many.
+
+    ``bare`` is what else has to be gone before, so far that a count supposes it gone.
+    """
 
     table: str
     dated: str
     which: str = "true"
+    bare: str = "true"
 
 
 _KINDS = {
@@ -38,13 +42,21 @@ _KINDS = {
     "sightings": _Rows("sighting", "last_on"),
     "claims": _Rows("claim", "finished_on", "state <> 'running'"),
     "observations": _Rows("observation", "began_on"),
-    "observers": _Rows("observer", "seen_on"),
+    # One that has not said that it leaves may be cut off, and go on under its number. Runs of the last moment may have
+    # begun after it was seen last.
+    "observers": _Rows(
+        "observer",
+        "greatest(seen_on, left_on)",
+        "(left_on IS NOT NULL OR seen_on < CAST(:before AS timestamptz) - interval '1 day')",
+        "NOT EXISTS (SELECT FROM {observation} o WHERE o.observer_id = {observer}.observer_id"
+        " AND o.began_on < CAST(:before AS timestamptz) + interval '1 minute')",
+    ),
 }
 
 _COUNT = "SELECT count(*) FROM {rows} WHERE {which} AND {dated} < :before"
 _GONE = (
     "gone AS (DELETE FROM {rows} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {rows}"
-    " WHERE {which} AND {dated} < :before AND {dated} >= CAST(:oldest AS timestamptz)"
+    " WHERE {which} AND {bare} AND {dated} < :before AND {dated} >= CAST(:oldest AS timestamptz)"
     " ORDER BY {dated} LIMIT :limit FOR UPDATE SKIP LOCKED)) RETURNING {returned})"
 )
 _DELETE = "WITH {gone} SELECT count(*) AS deleted, max(dated) AS newest, 0 AS audited FROM gone"
@@ -80,6 +92,7 @@ class Maintenance:
                 rows=f"{{{rows.table}}}",
                 dated=rows.dated,
                 which=rows.which,
+                bare=rows.bare,
                 returned=returned or f"{rows.dated} AS dated",
             )
 
@@ -117,16 +130,23 @@ class Maintenance:
         limit: int,
         oldest: datetime | None = None,
         copy: bool = False,
+        alone: bool = False,
     ) -> Batch:
         """Delete the oldest rows of a kind from before a time, but those that somebody has locked.
+
+        With the last observations go the observers of which there is nothing any more.
 
         Arguments:
             oldest: where the last batch ended, so that the index entries of what it deleted are not read again.
             copy: copy claims that are done into the audit.
+            alone: leave observers to a call of their own.
         """
         statement = self._delete_and_copy if copy else self._delete[kind]
         params = {"before": before, "limit": limit, "oldest": oldest or "-infinity"}
-        return Batch(*tx.execute(statement, params).one())
+        batch = Batch(*tx.execute(statement, params).one())
+        if kind == "observations" and batch.deleted < limit and not alone:
+            self.delete(tx, "observers", before, limit)
+        return batch
 
     def helps_to_vacuum(self, link: Link, table: str, deleted: int) -> bool:
         """Whether a table, given by its noun, lost so many rows that VACUUM pays now; else autovacuum will do."""

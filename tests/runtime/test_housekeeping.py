@@ -196,8 +196,8 @@ def test_batches_are_bounded_and_follow_each_other(store: Store, monkeypatch: py
     seen: list[tuple[str, int]] = []
     original = house._maintenance.delete
 
-    def watched(tx: Any, kind: str, *how: Any) -> Any:
-        batch = original(tx, kind, *how)
+    def watched(tx: Any, kind: str, *how: Any, **named: Any) -> Any:
+        batch = original(tx, kind, *how, **named)
         seen.append((kind, batch.deleted))
         return batch
 

@@ -130,6 +130,13 @@ def test_old_observations_go_by_themselves(stage: Stage) -> None:
     assert set(stage.states()) == {"new"}
 
 
+def test_observers_of_which_nothing_is_left_go_with_what_is_old(stage: Stage) -> None:
+    stage.run("new")
+    stage.rows("INSERT INTO {observer} (node, seen_on) VALUES ('gone', '2000-01-01')")
+    assert stage.write()
+    assert stage.rows("SELECT node FROM {observer}") == [(ME.node,)]
+
+
 def test_tables_that_were_dropped_are_made_anew(stage: Stage) -> None:
     stage.run("before")
     assert stage.write()

@@ -29,9 +29,11 @@ class Keeper:
     def count(self, kind: str) -> int:
         return self.maintenance.count(self._link, kind, self.before())
 
-    def batch(self, kind: str, limit: int = MANY, *, oldest: datetime | None = None, copy: bool = False) -> Batch:
+    def batch(
+        self, kind: str, limit: int = MANY, *, oldest: datetime | None = None, copy: bool = False, alone: bool = False
+    ) -> Batch:
         with self._link.transaction() as tx:
-            return self.maintenance.delete(tx, kind, self.before(), limit, oldest, copy)
+            return self.maintenance.delete(tx, kind, self.before(), limit, oldest, copy, alone)
 
     def delete(self, kind: str, *, copy: bool = False) -> int:
         """Delete what is older than a day, having counted as much."""
@@ -134,6 +136,64 @@ def test_done_runs_are_copied_into_the_audit_once_by_the_day_on_which_they_ended
         ("2020-02-29", "done-0", "a", "proj.task", True),
         ("2020-02-29", "done-2", "b", None, False),
     ]
+
+
+def observers(cluster: Cluster) -> set[str]:
+    return {node for (node,) in cluster.rows("SELECT node FROM {observer}")}
+
+
+def observe(cluster: Cluster) -> None:
+    """Observers that were last seen in the past, and what they observed."""
+    for node, seen, left, began in (
+        ("left", "3 days", "3 days", "4 days"),
+        ("just left", "3 days", "1 hour", "4 days"),
+        ("killed", "3 days", None, "4 days"),
+        ("cut off", "30 hours", None, "31 hours"),
+        ("killed with a last run", "3 days", None, "86395 s"),
+        ("there", "1 s", None, "4 days"),
+        ("idle", "3 days", "3 days", None),
+    ):
+        ago = [None if each is None else f"clock_timestamp() - interval '{each}'" for each in (seen, left, began)]
+        cluster.rows(
+            f"INSERT INTO {{observer}} (node, seen_on, left_on) VALUES ('{node}', {ago[0]}, {ago[1] or 'NULL'})"
+        )
+        if began is not None:
+            cluster.rows(
+                "INSERT INTO {observation} (began_on, number, observer_id, error_sec, state, task_id, task_name)"
+                f" SELECT {ago[2]}, 1, observer_id, 0, 'ended', '{node}', 'proj.task' FROM {{observer}}"
+                f" WHERE node = '{node}'"
+            )
+
+
+def test_with_the_last_old_observations_go_observers_that_left_or_were_not_seen_for_long(
+    cluster: Cluster, keeper: Keeper
+) -> None:
+    observe(cluster)
+    everybody = observers(cluster)
+    assert keeper.batch("observations", 2).deleted == 2
+    assert observers(cluster) == everybody  # there may be more
+    assert keeper.batch("observations").deleted == 3
+    assert observers(cluster) == {"just left", "cut off", "killed with a last run", "there"}
+
+
+def test_an_observer_stays_as_long_as_something_that_it_observed(cluster: Cluster, keeper: Keeper) -> None:
+    observe(cluster)
+    with cluster.database.transaction() as tx:
+        tx.execute(cluster.database.sql("SELECT FROM {observation} WHERE task_id = 'left' FOR UPDATE"))
+        assert keeper.batch("observations").deleted == 4
+    assert "left" in observers(cluster)
+    assert keeper.batch("observations").deleted == 1
+    assert "left" not in observers(cluster)
+
+
+def test_by_hand_observers_are_counted_and_deleted_apart(cluster: Cluster, keeper: Keeper) -> None:
+    observe(cluster)
+    cluster.rows("DELETE FROM {observation} WHERE task_id = 'killed with a last run'")
+    cluster.rows("DELETE FROM {observer} WHERE node = 'killed with a last run'")
+    counted = keeper.count("observers")
+    assert keeper.batch("observations", alone=True).deleted == 5
+    assert keeper.delete("observers") == counted == 3
+    assert observers(cluster) == {"just left", "cut off", "there"}
 
 
 def test_without_being_asked_nothing_is_copied(cluster: Cluster, keeper: Keeper) -> None:
