@@ -1,18 +1,24 @@
 """What `mode="observe"` costs: the same no-op task on a plain app and on an observed one.
 
-Two workers, each with a backlog of its own, take turns: while one runs for some seconds, the other is stopped
-(SIGSTOP). So both see the same machine, whatever else it does, and each pair of turns gives a ratio. Beside the rates
-stands the processor time of a worker and its children for each task. The task does nothing, so the cost in percent is
-as high as it gets. `make bench-observe`, or `python benchmarks/observe.py --pairs 12 --broker redis`.
+Two workers on one backlog take turns: while one runs for a second, the other is stopped (SIGSTOP). So both see the
+same machine, whatever else it does. Beside the rates stands the processor time of a worker and its children for each
+task. The task does nothing, so the cost in percent is as high as it gets. A machine's speed changes by more from one
+second to the next than observing costs: what counts is the ratio of all turns together, and the interval in which it
+would lie in nine of ten repetitions (bootstrap over the pairs of turns, Efron 1979). `--same` compares a plain worker
+with a plain one, and shows what the method itself is good for.
+
+`make bench-observe`, or `python benchmarks/observe.py --pairs 60 --broker redis`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import signal
 import statistics
 import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +36,11 @@ WARM_UP = 500
 
 @dataclass
 class Turn:
-    """What a worker did while it ran: tasks a second, and microseconds of processor time for each."""
+    """What a worker did while it ran: how many tasks, in how many seconds, with how many of processor time."""
 
-    rate: float
-    cost: float
+    count: int
+    took: float
+    used: float
 
 
 @dataclass
@@ -51,26 +58,29 @@ class Runner:
         time.sleep(seconds)
         self.stop()
         took = time.monotonic() - began
-        count = self.marks.stat().st_size - before
-        return Turn(count / took, (spent(self.process) - used) / max(1, count) * 1e6)
+        return Turn(self.marks.stat().st_size - before, took, spent(self.process) - used)
 
     def stop(self) -> None:
         """Stand still."""
         os.killpg(self.process.pid, signal.SIGSTOP)
 
 
+Pair = tuple[Turn, Turn]
+
+
 def main() -> None:
     """Let them take turns, and print what observing costs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a turn")
-    parser.add_argument("--tasks", type=int, default=0, help="in each backlog (default: enough for 1,500 a second)")
+    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
+    parser.add_argument("--tasks", type=int, default=0, help="in the backlog (default: enough for 2,000 a second)")
     parser.add_argument("--keys", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=2)
     parser.add_argument("--multiplier", type=int, default=4, help="worker_prefetch_multiplier (Celery's default: 4)")
     parser.add_argument("--broker", choices=["redis", "rabbitmq"], action="append")
+    parser.add_argument("--same", action="store_true", help="compare a plain worker with a plain one")
     options = parser.parse_args()
-    options.tasks = options.tasks or WARM_UP + int(options.pairs * options.seconds * 1500)
+    options.tasks = options.tasks or 2 * (WARM_UP + int(options.pairs * options.seconds * 2000))
     with PrivatePostgres() as postgres:
         ensure_tables(Database(postgres.url, prefix=APPNAME))
         for broker in options.broker or ["redis", "rabbitmq"]:
@@ -81,46 +91,70 @@ def main() -> None:
 def compare(broker: str, broker_url: str, postgres: PrivatePostgres, options: argparse.Namespace) -> None:
     """Two workers on one broker, turn by turn."""
     with ExitStack() as stack:
-        plain = begun(stack, broker_url, None, options)
-        observed = begun(stack, broker_url, postgres.url, options)
+        marks, environment = stack.enter_context(backlog(broker_url, None, options))
+        plain = begun(stack, marks, environment, options)
+        observing = {"BENCH_DATABASE": postgres.url, "BENCH_MODE": "observe", "BENCH_APPNAME": APPNAME}
+        other = begun(stack, marks.with_name("other"), environment | ({} if options.same else observing), options)
         server = psutil.Process(postgres.pid)
-        used, done = spent(server), observed.marks.stat().st_size
-        pairs = []
+        used, done = spent(server), other.marks.stat().st_size
+        pairs: list[Pair] = []
         for number in range(options.pairs):  # what comes first may have it easier
-            if number % 2:
-                turn = observed.turn(options.seconds)
-                pairs.append((plain.turn(options.seconds), turn))
-            else:
-                pairs.append((plain.turn(options.seconds), observed.turn(options.seconds)))
-        database = (spent(server) - used) / max(1, observed.marks.stat().st_size - done) * 1e6
-        for each in (plain, observed):
-            if each.marks.stat().st_size >= options.tasks:
+            first = plain.turn(options.seconds) if number % 2 else None
+            turn = other.turn(options.seconds)
+            pairs.append((first or plain.turn(options.seconds), turn))
+            if sum(each.marks.stat().st_size for each in (plain, other)) > options.tasks - WARM_UP:
                 raise SystemExit(f"the backlog of {options.tasks} tasks was not enough: give --tasks")
-    rates = [each.rate / other.rate for other, each in pairs]
-    costs = [each.cost / other.cost - 1 for other, each in pairs]
-    typical = statistics.median(other.rate for other, _ in pairs), statistics.median(other.cost for other, _ in pairs)
+        database = (spent(server) - used) / (other.marks.stat().st_size - done) * 1e6
+    total = [together(each) for each in zip(*pairs, strict=True)]
     print(
-        f"{broker}: plain {typical[0]:.0f} tasks/s, {typical[1]:.0f} us of processor time each;"
-        f" observed {spread(rates, '.3f')} of the rate, {spread(costs, '+.1%')} of processor time;"
-        f" PostgreSQL {database:.0f} us a task",
+        f"{broker}: plain {total[0].count / total[0].took:.0f} tasks/s, {cost(total[0]) * 1e6:.0f} us of processor"
+        f" time each; {'again' if options.same else 'observed'} {interval(pairs, rates)} of the rate,"
+        f" {interval(pairs, costs)} of the processor time; PostgreSQL {database:.0f} us a task",
         flush=True,
     )
 
 
-def begun(stack: ExitStack, broker_url: str, database_url: str | None, options: argparse.Namespace) -> Runner:
+def begun(stack: ExitStack, marks: Path, environment: dict[str, str], options: argparse.Namespace) -> Runner:
     """A worker that is warm, and stands still."""
-    published = backlog(broker_url, database_url, options, BENCH_MODE="observe", BENCH_APPNAME=APPNAME)
-    marks, environment = stack.enter_context(published)
-    runner = Runner(psutil.Process(stack.enter_context(worker(environment, options.concurrency))), marks)
+    marks.touch()
+    process = stack.enter_context(worker(environment | {"BENCH_MARKS": str(marks)}, options.concurrency))
+    runner = Runner(psutil.Process(process), marks)
     reached(marks, WARM_UP)
     runner.stop()
     return runner
 
 
-def spread(values: list[float], style: str) -> str:
-    """The median, and the middle half."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:{style}} ({low:{style}} to {high:{style}})"
+def together(turns: Iterable[Turn]) -> Turn:
+    """All of them as one."""
+    counts, seconds, used = zip(*((turn.count, turn.took, turn.used) for turn in turns), strict=True)
+    return Turn(sum(counts), sum(seconds), sum(used))
+
+
+def cost(turn: Turn) -> float:
+    """Seconds of processor time for a task."""
+    return turn.used / turn.count
+
+
+def rates(plain: Turn, other: Turn) -> float:
+    """What is left of the throughput."""
+    return (other.count / other.took) / (plain.count / plain.took)
+
+
+def costs(plain: Turn, other: Turn) -> float:
+    """How much more processor time a task takes."""
+    return cost(other) / cost(plain)
+
+
+def interval(pairs: Sequence[Pair], ratio: Callable[[Turn, Turn], float]) -> str:
+    """A ratio of all turns together, and where it lies in nine of ten samples of as many pairs from these."""
+    dice = random.Random(2026)
+
+    def of(sample: Sequence[Pair]) -> float:
+        return ratio(*(together(each) for each in zip(*sample, strict=True)))
+
+    samples = [of(dice.choices(pairs, k=len(pairs))) for _ in range(1000)]
+    low, *_, high = statistics.quantiles(samples, n=20)
+    return f"{of(pairs):.3f} ({low:.3f} to {high:.3f})"
 
 
 def spent(process: psutil.Process) -> float:

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 #: How fast two clocks may drift apart: the fastest slew of NTP.
 SLEW = 0.0005
+_LONGEST_TEXT = 255
+_MOST_RETRIES = 1 << 31
+#: Not escaped to ASCII: a record must fit into what a pipe takes whole.
+_quoted = json.JSONEncoder(ensure_ascii=False).encode
 
 
-class Begun(NamedTuple):
-    """A run began in the process ``pid``, as its ``number``.
+def description(task_name: str, key: str | None, task_id: str, retries: int, redelivered: bool) -> str:
+    """What is run, as elements of a JSON array: only the database reads it.
 
-    ``key`` is None if none could be computed. ``dropped`` counts the runs that this process could not tell of so far.
+    Arguments:
+        key: None if none could be computed.
     """
-
-    pid: int
-    number: int
-    at: float
-    task_name: str
-    key: str | None
-    task_id: str
-    retries: int
-    redelivered: bool
-    dropped: int
+    count = retries if type(retries) is int and 0 <= retries < _MOST_RETRIES else 0  # messages may say anything
+    again = "true" if redelivered else "false"
+    text = "null" if key is None else _quoted(key)
+    return f"{count},{again},{_quoted(_storable(task_id))},{_quoted(_storable(task_name))},{text}"
 
 
-class Ended(NamedTuple):
-    """A run ended, well or not."""
-
-    pid: int
-    number: int
-    at: float
+def _storable(value: object) -> str:
+    """What can be stored as text, and is not too long."""
+    text = str(value)[:_LONGEST_TEXT]
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.replace("\0", "?").encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,8 @@ class ClockReading:
 class Observation(NamedTuple):
     """A run by the database's clock, in seconds, give or take ``error``; ``until`` is None while it runs.
 
-    Of a ``lost`` run, whose process died under it, ``until`` is when it was last known to run.
+    Of a ``lost`` run, whose process died under it, ``until`` is when it was last known to run. ``run`` is its
+    description.
     """
 
     number: int
@@ -71,19 +72,20 @@ class Observation(NamedTuple):
     until: float | None
     error: float
     state: str
-    retries: int
-    redelivered: bool
-    task_id: str
-    task_name: str
-    key: str | None
+    run: str
 
 
 @dataclass(slots=True)
 class Sight:
-    """A run as an observer knows it; ``began`` is set once it was converted, for it names the run's row."""
+    """A run as an observer knows it; ``at`` and ``until`` are of the boot clock.
+
+    ``began`` is by the database's, and set once it was converted, for it names the run's row.
+    """
 
     number: int
-    begun: Begun
+    place: tuple[int, int]
+    at: float
+    run: str
     state: str = "running"
     until: float | None = None
     began: float | None = None
@@ -92,16 +94,15 @@ class Sight:
 
     def observation(self, reading: ClockReading) -> Observation:
         """The run by the database's clock."""
-        begun = self.begun
-        if self.began is None:
-            self.began = begun.at + reading.offset
-            self.error = reading.error_at(begun.at)
+        began = self.began
+        if began is None:
+            began = self.began = self.at + reading.offset
+            self.error = reading.error_at(self.at)
         until = None
         if self.until is not None:
-            until = max(self.until + reading.offset, self.began)
+            until = max(self.until + reading.offset, began)
             self.error = max(self.error, reading.error_at(self.until))
-        told = (begun.retries, begun.redelivered, begun.task_id, begun.task_name, begun.key)
-        return Observation(self.number, self.began, until, self.error, self.state, *told)
+        return Observation(self.number, began, until, self.error, self.state, self.run)
 
 
 class Notebook:
@@ -129,17 +130,30 @@ class Notebook:
         """The processes in which a run is going on."""
         return {pid for pid, _ in self._open}
 
-    def note(self, record: Begun | Ended) -> None:
-        """Take in what a process tells."""
-        if isinstance(record, Begun):
-            self._begin(record)
-        else:
-            self._end((record.pid, record.number), "ended", record.at)
+    def begin(self, pid: int, number: int, at: float, run: str, dropped: int) -> None:
+        """A run began in this process, as its ``number``.
+
+        Arguments:
+            at: when, by the boot clock.
+            run: its description.
+            dropped: how many runs the process could not tell of so far.
+        """
+        self._dropped[pid] = dropped
+        if len(self._open) + len(self._over) >= self._limit:
+            self._refused += 1
+            return
+        self._count += 1
+        place = (pid, number)
+        self._open[place] = Sight(self._count, place, at, run)
+
+    def end(self, pid: int, number: int, at: float) -> None:
+        """A run ended, well or not."""
+        self._end((pid, number), "ended", at)
 
     def lose(self, dead: Collection[int], seen: float) -> None:
         """These processes are gone; they were last seen then, by the boot clock."""
         for place in [each for each in self._open if each[0] in dead]:
-            self._end(place, "lost", max(seen, self._open[place].begun.at))
+            self._end(place, "lost", max(seen, self._open[place].at))
 
     def page(self, begun_before: float, limit: int) -> list[Sight]:
         """What is to be written: runs that are over, and those that began before then and are not written yet."""
@@ -147,7 +161,7 @@ class Notebook:
         for sight in self._open.values():
             if len(page) >= limit:
                 break
-            if not sight.written and sight.begun.at < begun_before:
+            if not sight.written and sight.at < begun_before:
                 page.append(sight)
         return page
 
@@ -157,14 +171,6 @@ class Notebook:
             sight.written = True
             if sight.state != "running":
                 self._over.pop(sight.number, None)
-
-    def _begin(self, begun: Begun) -> None:
-        self._dropped[begun.pid] = begun.dropped
-        if len(self._open) + len(self._over) >= self._limit:
-            self._refused += 1
-            return
-        self._count += 1
-        self._open[begun.pid, begun.number] = Sight(self._count, begun)
 
     def _end(self, place: tuple[int, int], state: str, at: float) -> None:
         sight = self._open.pop(place, None)
@@ -177,4 +183,4 @@ class Notebook:
         for sight in page:
             self._refused += 1
             self._over.pop(sight.number, None)
-            self._open.pop((sight.begun.pid, sight.begun.number), None)
+            self._open.pop(sight.place, None)

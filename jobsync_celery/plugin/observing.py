@@ -109,27 +109,26 @@ class WorkerObserver:
         def trace(uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
             told = request or {}
             delivery = told.get("delivery_info") or {}
-            key = self._key(name, read_key, args, kwargs)
+            key = None
+            try:
+                key = read_key(args, kwargs)
+            except JobsyncError as error:
+                self._say_keyless(name, error)
             number = begin(name, key, uuid, told.get("retries") or 0, bool(delivery.get("redelivered")))
-            if number is None:
-                return tracer(uuid, args, kwargs, request)
             try:
                 return tracer(uuid, args, kwargs, request)
             finally:
-                end(number)
+                if number is not None:
+                    end(number)
 
         trace.__jobsync_observes__ = True  # type: ignore[attr-defined]
         return trace
 
-    def _key(self, name: str, read_key: ReadKey, args: Any, kwargs: Any) -> str | None:
-        """The key, or None for a run that would be refused at publish; said once for each task and process."""
-        try:
-            return read_key(args, kwargs)
-        except JobsyncError as error:
-            if name not in self._warned:
-                self._warned.add(name)
-                logger.warning("jobsync: observed without a key, and run all the same: %s", error)
-            return None
+    def _say_keyless(self, name: str, error: JobsyncError) -> None:
+        """A run that would be refused at publish runs here; said once for each task and process."""
+        if name not in self._warned:
+            self._warned.add(name)
+            logger.warning("jobsync: observed without a key, and run all the same: %s", error)
 
 
 class ObserverStep(bootsteps.StartStopStep):

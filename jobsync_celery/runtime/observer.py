@@ -80,8 +80,7 @@ class Observer:
         """Take in what runs told, and notice which processes died under theirs."""
         seen = boot_clock()
         gone = {pid for pid in self.notebook.pids if not _alive(pid)}
-        for record in self._recorder.read():
-            self.notebook.note(record)
+        self._recorder.read(self.notebook)
         # Who was gone before the pipe was read has no more in it.
         self.notebook.lose(gone, self._seen)
         self._seen = seen

@@ -9,9 +9,9 @@ import select
 import struct
 import threading
 from collections import deque
-from collections.abc import Iterator
+from typing import Protocol
 
-from jobsync_celery.core.observation import Begun, Ended
+from jobsync_celery.core.observation import description
 from jobsync_celery.runtime.clock import boot_clock
 
 try:
@@ -20,10 +20,23 @@ except ImportError:  # no Unix
     fcntl = None  # type: ignore[assignment]
 
 _SIZE = struct.Struct("<H")
+#: The process, the run's number in it, the time. A begin goes on with what is run, and how many its process left out.
+_OF_AN_END = 3
 #: Room for seconds of a busy worker's records, so that they are read in few turns.
 _ROOM = 1 << 20
 _READ = 1 << 18
-_LONGEST_TEXT = 255
+#: A longer record might be torn.
+_LONGEST = select.PIPE_BUF - _SIZE.size
+
+
+class Listener(Protocol):
+    """Who is told of runs: a :class:`~jobsync_celery.core.observation.Notebook`."""
+
+    def begin(self, pid: int, number: int, at: float, run: str, dropped: int) -> None:
+        """A run began."""
+
+    def end(self, pid: int, number: int, at: float) -> None:
+        """A run ended."""
 
 
 class Recorder:
@@ -31,6 +44,9 @@ class Recorder:
 
     A record is written whole or not at all. When there is no room, a run is left out and counted; of one that was told
     of, the end is told as soon as there is room again.
+
+    What a task's process does here is on the way of every run, in code that other code has just driven out of the
+    processor's caches: so there are few calls, and all that can be left to the reader is.
     """
 
     def __init__(self) -> None:
@@ -47,26 +63,39 @@ class Recorder:
         self._unsent: deque[bytes] = deque()
         self._dropped = 0
         self._rest = b""
+        self._in_process()
+        os.register_at_fork(after_in_child=self._in_process)
 
     def begin(self, task_name: str, key: str | None, task_id: str, retries: int, redelivered: bool) -> int | None:
         """A run begins here: its number in this process, or None if there was no room to say so."""
         number = next(self._numbers)
-        begun = (os.getpid(), number, boot_clock(), _text(task_name), key, _text(task_id), retries, redelivered)
-        with self._lock:
-            if self._send_rest() and self._send(_packed((*begun, self._dropped))):
+        record = (self._pid, number, boot_clock(), task_name, key, task_id, retries, redelivered, self._dropped)
+        try:
+            packed = marshal.dumps(record)
+            if len(packed) <= _LONGEST and (not self._unsent or self._send_rest()):
+                os.write(self._writer, _SIZE.pack(len(packed)) + packed)
                 return number
+        except (OSError, ValueError):  # it is full, or its reader is gone; or a message said what cannot be packed
+            pass
+        with self._lock:
             self._dropped += 1
         return None
 
     def end(self, number: int) -> None:
         """The run of this number has ended."""
-        packed = _packed((os.getpid(), number, boot_clock()))
-        with self._lock:
-            self._unsent.append(packed)
-            self._send_rest()
+        packed = marshal.dumps((self._pid, number, boot_clock()))
+        packed = _SIZE.pack(len(packed)) + packed
+        try:
+            if not self._unsent:
+                os.write(self._writer, packed)
+                return
+        except OSError:
+            pass
+        self._unsent.append(packed)
+        self._send_rest()
 
-    def read(self) -> Iterator[Begun | Ended]:
-        """What was written since; in the main process, by one thread."""
+    def read(self, listener: Listener) -> None:
+        """Pass on what was written since; in the main process, by one thread."""
         while data := self._read():
             data = self._rest + data
             at = 0
@@ -75,7 +104,11 @@ class Recorder:
                 if end > len(data):
                     break
                 record = marshal.loads(data[at + _SIZE.size : end])
-                yield Begun(*record) if len(record) > len(Ended._fields) else Ended(*record)
+                if len(record) == _OF_AN_END:
+                    listener.end(*record)
+                else:
+                    pid, number, when, *run, dropped = record
+                    listener.begin(pid, number, when, description(*run), dropped)
                 at = end
             self._rest = data[at:]
 
@@ -84,6 +117,9 @@ class Recorder:
         os.close(self._reader)
         os.close(self._writer)
 
+    def _in_process(self) -> None:
+        self._pid = os.getpid()
+
     def _read(self) -> bytes:
         try:
             return os.read(self._reader, _READ)
@@ -91,30 +127,12 @@ class Recorder:
             return b""
 
     def _send_rest(self) -> bool:
-        while self._unsent:
-            if not self._send(self._unsent[0]):
+        """Tell of the ends for which there was no room; whether there is more room."""
+        with self._lock:
+            try:
+                while self._unsent:
+                    os.write(self._writer, self._unsent[0])
+                    self._unsent.popleft()
+            except OSError:
                 return False
-            self._unsent.popleft()
         return True
-
-    def _send(self, packed: bytes) -> bool:
-        if len(packed) > select.PIPE_BUF:  # it might be torn
-            return False
-        try:
-            os.write(self._writer, packed)
-        except OSError:  # full, or its reader is gone: the task goes on all the same
-            return False
-        return True
-
-
-def _packed(record: tuple[int | float | str | bool | None, ...]) -> bytes:
-    data = marshal.dumps(record)
-    return _SIZE.pack(len(data)) + data
-
-
-def _text(value: object) -> str:
-    """What can be stored as text, and is not too long."""
-    text = str(value)[:_LONGEST_TEXT]
-    if text.isascii() and "\0" not in text:
-        return text
-    return text.replace("\0", "?").encode("utf-8", "replace").decode()

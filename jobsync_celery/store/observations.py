@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -64,9 +63,15 @@ class Observations:
             seen: until then, by the database's clock, what has not ended was going on.
             dropped: how many runs this observer has left out so far.
         """
-        values = {"observer": observer, "seen": seen, "dropped": dropped, "rows": json.dumps(rows)}
+        values = {"observer": observer, "seen": seen, "dropped": dropped, "rows": f"[{','.join(map(_row, rows))}]"}
         link.statement(self._write, values)
 
     def leave(self, link: Link, observer: int) -> None:
         """This worker observes no more."""
         link.statement(self._leave, {"observer": observer})
+
+
+def _row(observation: Observation) -> str:
+    number, began, until, error, state, run = observation
+    ended = "null" if until is None else f"{until:.6f}"
+    return f'[{number},{began:.6f},{ended},{error:.9f},"{state}",{run}]'

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from typing import NamedTuple
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobsync_celery.core.observation import SLEW, Begun, ClockReading, Ended, Notebook, Sight
+from jobsync_celery.core.observation import SLEW, ClockReading, Notebook, Sight, description
 
 DELAYS = st.floats(0, 2)
 #: The database's clock runs faster or slower than the boot clock by so much, and is so far from it.
@@ -40,8 +43,52 @@ def test_after_the_database_s_clock_was_set_the_newer_reading_counts_however_rou
     assert fine.or_better(ClockReading(11.0, 1000.5, 1.0)) is fine
 
 
-def begun(pid: int, number: int, at: float = 0.0, dropped: int = 0) -> Begun:
-    return Begun(pid, number, at, "proj.settle", "42", f"{pid}-{number}", 0, False, dropped)
+@given(
+    st.text(max_size=300),
+    st.none() | st.text(max_size=255).filter(lambda text: "\0" not in text),
+    st.text(st.characters(), max_size=300),
+    st.integers(0, 9),
+    st.booleans(),
+)
+def test_a_description_is_json_of_what_can_be_stored(
+    name: str, key: str | None, task_id: str, retries: int, redelivered: bool
+) -> None:
+    told = json.loads(f"[{description(name, key, task_id, retries, redelivered)}]")
+    stored = [text[:255].replace("\0", "?").encode("utf-8", "replace").decode() for text in (task_id, name)]
+    assert told == [retries, redelivered, *stored, key]
+
+
+def test_what_a_message_says_of_retries_need_not_be_believed() -> None:
+    for retries in ("3", None, 1.5, -1, 1 << 31, True):
+        assert description("t", "k", "id", retries, False).startswith("0,")  # type: ignore[arg-type]
+
+
+class Began(NamedTuple):
+    """A run began; its description is its task's id here."""
+
+    pid: int
+    number: int
+    at: float = 0.0
+    dropped: int = 0
+
+    @property
+    def run(self) -> str:
+        return f"{self.pid}-{self.number}"
+
+
+class Ended(NamedTuple):
+    """A run ended."""
+
+    pid: int
+    number: int
+    at: float
+
+
+def tell(notebook: Notebook, told: Began | Ended) -> None:
+    if isinstance(told, Began):
+        notebook.begin(told.pid, told.number, told.at, told.run, told.dropped)
+    else:
+        notebook.end(*told)
 
 
 class Writer:
@@ -56,19 +103,19 @@ class Writer:
         page = self.notebook.page(now, limit)
         assert len(page) <= limit
         for sight in page:
-            self.rows[sight.number] = (sight.begun.task_id, sight.state)
+            self.rows[sight.number] = (sight.run, sight.state)
         self.writes += len(page)
         self.notebook.wrote(page)
         return page
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> list[Begun | Ended | str]:
+def histories(draw: st.DrawFn) -> list[Began | Ended | str]:
     """What a few processes tell, each in its own order, with pages written in between."""
     ends = draw(st.lists(st.tuples(st.integers(1, 3), st.booleans()), max_size=30))
-    told: list[Begun | Ended | str] = []
+    told: list[Began | Ended | str] = []
     for number, (pid, over) in enumerate(ends):
-        told.append(begun(pid, number, at=number))
+        told.append(Began(pid, number, at=number))
         told += ["write"] * draw(st.integers(0, 1))
         told += [Ended(pid, number, number + 0.5)] if over else []
     return told
@@ -76,7 +123,7 @@ def histories(draw: st.DrawFn) -> list[Begun | Ended | str]:
 
 @given(histories(), st.integers(1, 5))
 def test_each_run_is_written_as_it_ended_and_what_is_written_is_forgotten(
-    history: list[Begun | Ended | str], limit: int
+    history: list[Began | Ended | str], limit: int
 ) -> None:
     notebook = Notebook(1000)
     writer = Writer(notebook)
@@ -84,13 +131,13 @@ def test_each_run_is_written_as_it_ended_and_what_is_written_is_forgotten(
         if isinstance(each, str):
             writer.write(1e9, limit)
         else:
-            notebook.note(each)
+            tell(notebook, each)
     while writer.write(1e9, limit):
         pass
-    runs = [each for each in history if isinstance(each, Begun)]
+    runs = [each for each in history if isinstance(each, Began)]
     over = {each.number for each in history if isinstance(each, Ended)}
     assert sorted(writer.rows.values()) == sorted(
-        (each.task_id, "ended" if each.number in over else "running") for each in runs
+        (each.run, "ended" if each.number in over else "running") for each in runs
     )
     assert writer.writes <= len(runs) + len(over)
     assert len(notebook.pids) == len({each.pid for each in runs if each.number not in over})
@@ -99,9 +146,9 @@ def test_each_run_is_written_as_it_ended_and_what_is_written_is_forgotten(
 
 def test_a_run_that_is_young_is_left_for_its_end() -> None:
     notebook = Notebook(10)
-    notebook.note(begun(1, 1, at=5.0))
+    tell(notebook, Began(1, 1, at=5.0))
     assert notebook.page(4.9, 10) == []
-    notebook.note(Ended(1, 1, 5.1))
+    tell(notebook, Ended(1, 1, 5.1))
     [sight] = notebook.page(4.9, 10)
     assert (sight.state, sight.until) == ("ended", 5.1)
 
@@ -109,21 +156,21 @@ def test_a_run_that_is_young_is_left_for_its_end() -> None:
 def test_of_a_dead_process_the_last_time_it_was_seen_counts_and_never_one_before_its_run() -> None:
     notebook = Notebook(10)
     for number, at in ((1, 5.0), (2, 9.0)):
-        notebook.note(begun(7, number, at=at))
-    notebook.note(begun(8, 1, at=5.0))
+        tell(notebook, Began(7, number, at=at))
+    tell(notebook, Began(8, 1, at=5.0))
     notebook.lose({7}, 8.0)
     states = [(sight.state, sight.until) for sight in notebook.page(1e9, 10)]
     assert states == [("lost", 8.0), ("lost", 9.0), ("running", None)]
-    notebook.note(Ended(7, 1, 8.5))  # too late to be believed
+    tell(notebook, Ended(7, 1, 8.5))  # too late to be believed
     assert notebook.pids == {8}
 
 
 def test_what_finds_no_room_is_counted_and_so_is_what_its_process_left_out() -> None:
     notebook = Notebook(3)
     for number in range(5):
-        notebook.note(begun(1, number, dropped=2))
-    notebook.note(Ended(1, 4, 1.0))
-    notebook.note(begun(2, 9, dropped=10))
+        tell(notebook, Began(1, number, dropped=2))
+    tell(notebook, Ended(1, 4, 1.0))
+    tell(notebook, Began(2, 9, dropped=10))
     assert notebook.dropped == 2 + 10 + 3
     assert len(notebook.page(1e9, 10)) == 3
     notebook.discard(notebook.page(1e9, 10))
@@ -131,7 +178,7 @@ def test_what_finds_no_room_is_counted_and_so_is_what_its_process_left_out() -> 
 
 
 def test_an_end_is_never_before_its_begin_even_if_the_clock_was_set_back_between() -> None:
-    sight = Sight(1, begun(1, 1, at=5.0))
+    sight = Sight(1, (1, 1), 5.0, "what")
     began = sight.observation(ClockReading(5.0, 100.0, 0.001)).began
     sight.state, sight.until = "ended", 6.0
     told = sight.observation(ClockReading(6.0, 50.0, 0.25))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobsync_celery.core.observation import Observation
+from jobsync_celery.core.observation import Observation, description
 from jobsync_celery.errors import SchemaOutdated
 from jobsync_celery.store.database import Database
 from jobsync_celery.store.observation_reports import ObservationReports, ObservedTask, Report
@@ -72,8 +72,8 @@ class Stage:
     ) -> Observation:
         until = None if run.until is None else self.zero + run.until / 10
         state = state or ("running" if until is None else "ended")
-        told = (0, redelivered, task_id or f"id-{number}", run.task, run.key)
-        return Observation(number, self.zero + run.began / 10, until, run.error / 10, state, *told)
+        told = description(run.task, run.key, task_id or f"id-{number}", 0, redelivered)
+        return Observation(number, self.zero + run.began / 10, until, run.error / 10, state, told)
 
     def report(self, since: float = HOUR, task: str | None = None) -> Report:
         with self.database.transaction() as tx:
