@@ -2,12 +2,14 @@
 
 Two workers on one backlog take turns: while one runs for a second, the other is stopped (SIGSTOP). So both see the
 same machine, whatever else it does. Beside the rates stands the processor time of a worker and its children for each
-task. The task does nothing, so the cost in percent is as high as it gets. A machine's speed changes by more from one
-second to the next than observing costs: what counts is the ratio of all turns together, and the interval in which it
-would lie in nine of ten repetitions (bootstrap over the pairs of turns, Efron 1979). `--same` compares a plain worker
-with a plain one, and shows what the method itself is good for.
+task. The task does nothing, so the cost in percent is as high as it gets.
 
-`make bench-observe`, or `python benchmarks/observe.py --pairs 60 --broker redis`.
+A machine's speed changes by more from one second to the next than observing costs, and so do two processes of one
+program, as their memory happens to lie. Hence many short turns, new workers after some of them, and as the result the
+ratio of all turns together, with the interval in which it would lie in nine of ten repetitions (bootstrap over the
+pairs of workers, Efron 1979). `--same` compares plain workers with plain ones, and shows what the method is good for.
+
+`make bench-observe`, or `python benchmarks/observe.py --rounds 12 --broker redis`.
 """
 
 from __future__ import annotations
@@ -65,13 +67,23 @@ class Runner:
         os.killpg(self.process.pid, signal.SIGSTOP)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a worker is started with, and the file in which its tasks leave their marks."""
+
+    marks: Path
+    environment: dict[str, str]
+
+
+#: The plain worker's, and the other's.
 Pair = tuple[Turn, Turn]
 
 
 def main() -> None:
     """Let them take turns, and print what observing costs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=10, help="with two new workers each")
+    parser.add_argument("--pairs", type=int, default=10, help="of turns in a round")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
     parser.add_argument("--tasks", type=int, default=0, help="in the backlog (default: enough for 2,000 a second)")
     parser.add_argument("--keys", type=int, default=1000)
@@ -80,7 +92,7 @@ def main() -> None:
     parser.add_argument("--broker", choices=["redis", "rabbitmq"], action="append")
     parser.add_argument("--same", action="store_true", help="compare a plain worker with a plain one")
     options = parser.parse_args()
-    options.tasks = options.tasks or 2 * (WARM_UP + int(options.pairs * options.seconds * 2000))
+    options.tasks = options.tasks or 2 * options.rounds * (WARM_UP + int(options.pairs * options.seconds * 2000))
     with PrivatePostgres() as postgres:
         ensure_tables(Database(postgres.url, prefix=APPNAME))
         for broker in options.broker or ["redis", "rabbitmq"]:
@@ -89,37 +101,50 @@ def main() -> None:
 
 
 def compare(broker: str, broker_url: str, postgres: PrivatePostgres, options: argparse.Namespace) -> None:
-    """Two workers on one broker, turn by turn."""
-    with ExitStack() as stack:
-        marks, environment = stack.enter_context(backlog(broker_url, None, options))
-        plain = begun(stack, marks, environment, options)
-        observing = {"BENCH_DATABASE": postgres.url, "BENCH_MODE": "observe", "BENCH_APPNAME": APPNAME}
-        other = begun(stack, marks.with_name("other"), environment | ({} if options.same else observing), options)
-        server = psutil.Process(postgres.pid)
-        used, done = spent(server), other.marks.stat().st_size
-        pairs: list[Pair] = []
-        for number in range(options.pairs):  # what comes first may have it easier
-            first = plain.turn(options.seconds) if number % 2 else None
-            turn = other.turn(options.seconds)
-            pairs.append((first or plain.turn(options.seconds), turn))
-            if sum(each.marks.stat().st_size for each in (plain, other)) > options.tasks - WARM_UP:
+    """Two workers on one broker, turn by turn, again and again."""
+    server = psutil.Process(postgres.pid)
+    observing = {"BENCH_DATABASE": postgres.url, "BENCH_MODE": "observe", "BENCH_APPNAME": APPNAME}
+    with backlog(broker_url, None, options) as (marks, environment):
+        used, rounds, ran = spent(server), [], 0
+        for number in range(options.rounds):
+            plain = Setting(marks.with_name(f"plain-{number}"), environment)
+            other = Setting(marks.with_name(f"other-{number}"), environment | ({} if options.same else observing))
+            rounds.append(in_turns(plain, other, number % 2 == 0, options))
+            ran += plain.marks.stat().st_size + other.marks.stat().st_size
+            if ran > options.tasks - WARM_UP:
                 raise SystemExit(f"the backlog of {options.tasks} tasks was not enough: give --tasks")
-        database = (spent(server) - used) / (other.marks.stat().st_size - done) * 1e6
-    total = [together(each) for each in zip(*pairs, strict=True)]
+        total = [together(each) for each in zip(*rounds, strict=True)]
+        database = (spent(server) - used) / (total[1].count + WARM_UP * options.rounds) * 1e6
     print(
         f"{broker}: plain {total[0].count / total[0].took:.0f} tasks/s, {cost(total[0]) * 1e6:.0f} us of processor"
-        f" time each; {'again' if options.same else 'observed'} {interval(pairs, rates)} of the rate,"
-        f" {interval(pairs, costs)} of the processor time; PostgreSQL {database:.0f} us a task",
+        f" time each; {'again' if options.same else 'observed'} {interval(rounds, rates)} of the rate,"
+        f" {interval(rounds, costs)} of the processor time; PostgreSQL {database:.0f} us a task",
         flush=True,
     )
 
 
-def begun(stack: ExitStack, marks: Path, environment: dict[str, str], options: argparse.Namespace) -> Runner:
+def in_turns(plain: Setting, other: Setting, plain_first: bool, options: argparse.Namespace) -> Pair:
+    """All turns of two workers, each as one; which is first, as which came first to the queue, changes."""
+    with ExitStack() as stack:
+        settings = (plain, other) if plain_first else (other, plain)
+        first, second = (begun(stack, each, options) for each in settings)
+        turns: list[Pair] = []
+        for number in range(options.pairs):
+            if number % 2:
+                last = second.turn(options.seconds)
+                turns.append((first.turn(options.seconds), last))
+            else:
+                turns.append((first.turn(options.seconds), second.turn(options.seconds)))
+    one, two = (together(each) for each in zip(*turns, strict=True))
+    return (one, two) if plain_first else (two, one)
+
+
+def begun(stack: ExitStack, setting: Setting, options: argparse.Namespace) -> Runner:
     """A worker that is warm, and stands still."""
-    marks.touch()
-    process = stack.enter_context(worker(environment | {"BENCH_MARKS": str(marks)}, options.concurrency))
-    runner = Runner(psutil.Process(process), marks)
-    reached(marks, WARM_UP)
+    setting.marks.touch()
+    environment = setting.environment | {"BENCH_MARKS": str(setting.marks)}
+    runner = Runner(psutil.Process(stack.enter_context(worker(environment, options.concurrency))), setting.marks)
+    reached(setting.marks, WARM_UP)
     runner.stop()
     return runner
 
@@ -145,16 +170,16 @@ def costs(plain: Turn, other: Turn) -> float:
     return cost(other) / cost(plain)
 
 
-def interval(pairs: Sequence[Pair], ratio: Callable[[Turn, Turn], float]) -> str:
-    """A ratio of all turns together, and where it lies in nine of ten samples of as many pairs from these."""
+def interval(rounds: Sequence[Pair], ratio: Callable[[Turn, Turn], float]) -> str:
+    """A ratio of all rounds together, and where it lies in nine of ten samples of as many of them."""
     dice = random.Random(2026)
 
     def of(sample: Sequence[Pair]) -> float:
         return ratio(*(together(each) for each in zip(*sample, strict=True)))
 
-    samples = [of(dice.choices(pairs, k=len(pairs))) for _ in range(1000)]
+    samples = [of(dice.choices(rounds, k=len(rounds))) for _ in range(1000)]
     low, *_, high = statistics.quantiles(samples, n=20)
-    return f"{of(pairs):.3f} ({low:.3f} to {high:.3f})"
+    return f"{of(rounds):.3f} ({low:.3f} to {high:.3f})"
 
 
 def spent(process: psutil.Process) -> float:
