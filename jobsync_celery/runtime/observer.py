@@ -103,12 +103,13 @@ class Observer:
 
     def _write(self, everything: bool) -> None:
         link = self._connected()
-        number = self._enrolled(link)
         while True:
             now = boot_clock()
             page = self.notebook.page(now if everything else now - _YOUNG_SEC, BATCH)
             if page or now >= self._next_attendance:
-                self._put(link, number, page)
+                if not self._put(link, self._enrolled(link), page):
+                    self._number = None  # it was cut off for so long that its row went with what is too old to keep
+                    continue
                 self._next_attendance = now + _ATTEND_SEC
             if len(page) < BATCH:
                 break
@@ -116,18 +117,20 @@ class Observer:
         if now >= self._next_cleaning and not self._clean(link):
             self._next_cleaning = now + _CLEAN_SEC
 
-    def _put(self, link: Link, number: int, page: list[Sight]) -> None:
+    def _put(self, link: Link, number: int, page: list[Sight]) -> bool:
         reading = self._read_clock(link)
         rows = [sight.observation(reading) for sight in page]
         seen = self._seen + reading.offset - reading.error_at(self._seen)
         try:
-            self._store.write(link, number, seen, self.notebook.dropped, rows)
+            if not self._store.write(link, number, seen, self.notebook.dropped, rows):
+                return False
         except StoreUnavailable:
             raise
         except StoreError:
             self.notebook.discard(page)
             raise
         self.notebook.wrote(page)
+        return True
 
     def _read_clock(self, link: Link) -> ClockReading:
         sent = boot_clock()

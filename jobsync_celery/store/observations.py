@@ -14,14 +14,17 @@ WITH seen AS (
     UPDATE {observer} SET dropped = :dropped,
         seen_on = greatest(seen_on, to_timestamp(CAST(:seen AS float8)))
     WHERE observer_id = :observer
+    RETURNING observer_id
+), written AS (
+    INSERT INTO {observation} AS o (number, began_on, until, error_sec, state, retries, redelivered, task_id,
+        task_name, task_key, observer_id)
+    SELECT (r -> 0)::bigint, to_timestamp((r ->> 1)::float8), to_timestamp((r ->> 2)::float8), (r -> 3)::real, r ->> 4,
+        (r -> 5)::int, (r -> 6)::boolean, r ->> 7, r ->> 8, r ->> 9, seen.observer_id
+    FROM seen, jsonb_array_elements(CAST(:rows AS jsonb)) AS r
+    ON CONFLICT (began_on, observer_id, number) DO UPDATE
+        SET until = excluded.until, state = excluded.state, error_sec = excluded.error_sec
 )
-INSERT INTO {observation} AS o (number, began_on, until, error_sec, state, retries, redelivered, task_id, task_name,
-    task_key, observer_id)
-SELECT (r -> 0)::bigint, to_timestamp((r ->> 1)::float8), to_timestamp((r ->> 2)::float8), (r -> 3)::real, r ->> 4,
-    (r -> 5)::int, (r -> 6)::boolean, r ->> 7, r ->> 8, r ->> 9, :observer
-FROM jsonb_array_elements(CAST(:rows AS jsonb)) AS r
-ON CONFLICT (began_on, observer_id, number) DO UPDATE
-    SET until = excluded.until, state = excluded.state, error_sec = excluded.error_sec
+SELECT count(*) FROM seen
 """
 
 
@@ -56,15 +59,15 @@ class Observations:
         """The database's clock, in seconds."""
         return float(link.statement(self._clock)[0][0])
 
-    def write(self, link: Link, observer: int, seen: float, dropped: int, rows: Sequence[Observation]) -> None:
-        """Write runs, or what became of them, in one statement.
+    def write(self, link: Link, observer: int, seen: float, dropped: int, rows: Sequence[Observation]) -> bool:
+        """Write runs, or what became of them, in one statement; false if there is no such observer any more.
 
         Arguments:
             seen: until then, by the database's clock, what has not ended was going on.
             dropped: how many runs this observer has left out so far.
         """
         values = {"observer": observer, "seen": seen, "dropped": dropped, "rows": f"[{','.join(map(_row, rows))}]"}
-        link.statement(self._write, values)
+        return bool(link.statement(self._write, values)[0][0])
 
     def leave(self, link: Link, observer: int) -> None:
         """This worker observes no more."""

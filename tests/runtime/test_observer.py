@@ -149,6 +149,16 @@ def test_tables_that_were_dropped_are_made_anew(stage: Stage) -> None:
     assert set(stage.states()) == {"after"}
 
 
+def test_an_observer_whose_row_was_deleted_meanwhile_takes_a_new_one(stage: Stage) -> None:
+    stage.run("before")
+    assert stage.write()
+    stage.rows("DELETE FROM {observer}")
+    stage.run("after")
+    assert stage.write()
+    ours = "SELECT task_id, node FROM {observation} JOIN {observer} USING (observer_id)"
+    assert stage.rows(ours) == [("after", "w1")]
+
+
 def test_its_thread_writes_and_leaves_when_it_is_stopped(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_READ_SEC", 0.001)
     stage.observer.start()
