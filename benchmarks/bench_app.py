@@ -1,4 +1,4 @@
-"""The benchmark's app: one no-op task, coordinated, observed or plain as the environment says.
+"""The benchmark's app: one task, coordinated, observed or plain, that works for as long as the environment says.
 
 Run, it publishes a backlog.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from celery import Celery
 
@@ -22,6 +23,7 @@ app.conf.update(
 DATABASE = os.environ["BENCH_DATABASE"]
 PREFIX = os.environ["BENCH_PREFIX"]
 APPNAME = os.environ.get("BENCH_APPNAME") or PREFIX.replace("-", "_")
+WORK_SEC = float(os.environ.get("BENCH_WORK_MS") or 0) / 1000
 MODE = os.environ.get("BENCH_MODE") or "coordinate"
 JobSync(
     app,
@@ -34,6 +36,10 @@ marks = os.open(os.environ["BENCH_MARKS"], os.O_WRONLY | os.O_APPEND)
 @coordinated(key="key")
 def noop(key: int) -> None:
     """Leave one byte: the file's size counts the runs."""
+    if WORK_SEC:
+        end = time.thread_time() + WORK_SEC
+        while time.thread_time() < end:
+            pass
     os.write(marks, b".")
 
 

@@ -1,15 +1,15 @@
-"""What `mode="observe"` costs: the same no-op task on a plain app and on an observed one.
+"""What `mode="observe"` costs: the same task on a plain app and on an observed one.
 
 Two workers on one backlog take turns: while one runs for a second, the other is stopped (SIGSTOP). So both see the
 same machine, whatever else it does. Beside the rates stands the processor time of a worker and its children for each
-task. The task does nothing, so the cost in percent is as high as it gets.
+task. First the task does nothing, and the cost in percent is as high as it gets; then it works for a millisecond.
 
 A machine's speed changes by more from one second to the next than observing costs, and so do two processes of one
 program, as their memory happens to lie. Hence many short turns, new workers after some of them, and as the result the
 ratio of all turns together, with the interval in which it would lie in nine of ten repetitions (bootstrap over the
 pairs of workers, Efron 1979). `--same` compares plain workers with plain ones, and shows what the method is good for.
 
-`make bench-observe`, or `python benchmarks/observe.py --rounds 12 --broker redis`.
+`make bench-observe`, or `python benchmarks/observe.py --rounds 12 --work 5 --broker redis`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from jobsync_celery.store.database import Database
 from jobsync_celery.store.schema import ensure_tables
 
 APPNAME = "bench_"
-WARM_UP = 500
+WARM_UP, WARM_UP_SEC = 500, 2.0
 
 
 @dataclass
@@ -82,42 +82,46 @@ Pair = tuple[Turn, Turn]
 def main() -> None:
     """Let them take turns, and print what observing costs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10, help="with two new workers each")
+    parser.add_argument("--rounds", type=int, default=8, help="with two new workers each")
     parser.add_argument("--pairs", type=int, default=10, help="of turns in a round")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
-    parser.add_argument("--tasks", type=int, default=0, help="in the backlog (default: enough for 2,000 a second)")
+    parser.add_argument("--work", type=float, action="append", help="milliseconds of processor time (default: 0, 1)")
     parser.add_argument("--keys", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=2)
     parser.add_argument("--multiplier", type=int, default=4, help="worker_prefetch_multiplier (Celery's default: 4)")
     parser.add_argument("--broker", choices=["redis", "rabbitmq"], action="append")
     parser.add_argument("--same", action="store_true", help="compare a plain worker with a plain one")
     options = parser.parse_args()
-    options.tasks = options.tasks or 2 * options.rounds * (WARM_UP + int(options.pairs * options.seconds * 2000))
     with PrivatePostgres() as postgres:
         ensure_tables(Database(postgres.url, prefix=APPNAME))
         for broker in options.broker or ["redis", "rabbitmq"]:
-            with (PrivateRedis if broker == "redis" else PrivateRabbitMQ)() as server:
-                compare(broker, server.url, postgres, options)
+            for work in options.work or [0.0, 1.0]:
+                with (PrivateRedis if broker == "redis" else PrivateRabbitMQ)() as server:
+                    compare(broker, server.url, postgres, work, options)
 
 
-def compare(broker: str, broker_url: str, postgres: PrivatePostgres, options: argparse.Namespace) -> None:
+def compare(broker: str, broker_url: str, postgres: PrivatePostgres, work: float, options: argparse.Namespace) -> None:
     """Two workers on one broker, turn by turn, again and again."""
+    seconds = 2 * options.rounds * (WARM_UP_SEC + options.pairs * options.seconds)
+    options.tasks = int(seconds * min(2000, 1500 * options.concurrency / max(work, 1e-3))) + WARM_UP
     server = psutil.Process(postgres.pid)
     observing = {"BENCH_DATABASE": postgres.url, "BENCH_MODE": "observe", "BENCH_APPNAME": APPNAME}
-    with backlog(broker_url, None, options) as (marks, environment):
-        used, rounds, ran = spent(server), [], 0
+    with backlog(broker_url, None, options, BENCH_WORK_MS=str(work)) as (marks, environment):
+        used, rounds, observed, ran = spent(server), [], 0, 0
         for number in range(options.rounds):
             plain = Setting(marks.with_name(f"plain-{number}"), environment)
             other = Setting(marks.with_name(f"other-{number}"), environment | ({} if options.same else observing))
             rounds.append(in_turns(plain, other, number % 2 == 0, options))
+            observed += other.marks.stat().st_size
             ran += plain.marks.stat().st_size + other.marks.stat().st_size
             if ran > options.tasks - WARM_UP:
-                raise SystemExit(f"the backlog of {options.tasks} tasks was not enough: give --tasks")
+                raise SystemExit(f"the backlog of {options.tasks} tasks was not enough")
         total = [together(each) for each in zip(*rounds, strict=True)]
-        database = (spent(server) - used) / (total[1].count + WARM_UP * options.rounds) * 1e6
+        database = (spent(server) - used) / observed * 1e6
+    speed = total[0].count / total[0].took
     print(
-        f"{broker}: plain {total[0].count / total[0].took:.0f} tasks/s, {cost(total[0]) * 1e6:.0f} us of processor"
-        f" time each; {'again' if options.same else 'observed'} {interval(rounds, rates)} of the rate,"
+        f"{broker}, tasks of {work:g} ms: plain {speed:.0f} a second, {cost(total[0]) * 1e6:.0f} us of processor time"
+        f" each; {'again' if options.same else 'observed'} {interval(rounds, rates)} of the rate,"
         f" {interval(rounds, costs)} of the processor time; PostgreSQL {database:.0f} us a task",
         flush=True,
     )
@@ -145,6 +149,7 @@ def begun(stack: ExitStack, setting: Setting, options: argparse.Namespace) -> Ru
     environment = setting.environment | {"BENCH_MARKS": str(setting.marks)}
     runner = Runner(psutil.Process(stack.enter_context(worker(environment, options.concurrency))), setting.marks)
     reached(setting.marks, WARM_UP)
+    time.sleep(WARM_UP_SEC)  # what an observer loads for its first write is no cost of a task
     runner.stop()
     return runner
 
