@@ -31,8 +31,13 @@ class Broadcast:
         self._node = node
         self._pid = os.getpid()
         self._waiting: deque[tuple[str, dict[str, Any]]] = deque(maxlen=_MOST_WAITING)
-        #: The consumer whose event dispatcher is used; it has another with each broker connection.
-        self.consumer: Any = None
+        self._dispatcher: Any = None
+
+    def connected(self, consumer: Any) -> None:
+        """Use the event dispatcher of this consumer, which has another with each broker connection."""
+        self._dispatcher = getattr(consumer, "event_dispatcher", None)
+        if self._dispatcher is not None:
+            _never_retry(self._dispatcher)
 
     def hear(self, fact: str, fields: dict[str, Any]) -> None:
         """Take in a fact. Any thread; what a pool child emits stays in its log."""
@@ -42,7 +47,7 @@ class Broadcast:
 
     def send(self) -> None:
         """Send what waits; in the event loop's thread."""
-        dispatcher = getattr(self.consumer, "event_dispatcher", None)
+        dispatcher = self._dispatcher
         while self._waiting:
             type_, fields = self._waiting.popleft()
             if dispatcher is None or not dispatcher.enabled:
@@ -52,6 +57,21 @@ class Broadcast:
                 dispatcher.publish(type_, fields, dispatcher.producer)
             except Exception:  # an event is worth no trouble
                 logger.debug("jobsync: the event %s could not be sent", type_, exc_info=True)
+
+
+def _never_retry(dispatcher: Any) -> None:
+    """Have the heartbeats that Celery sends every two seconds wait for no broker.
+
+    They are sent with ``retry=True``, from the event loop, for as long as it takes. When the connection has just been
+    reset, and a heartbeat is due before the loop has looked at it, the loop would stand still until the broker is back:
+    no lease is renewed, and partitions move for nothing. An event that cannot be sent is buffered.
+    """
+    send = dispatcher.send
+
+    def send_once(type: str, *args: Any, **fields: Any) -> Any:  # noqa: A002 - Celery's name
+        return send(type, *args, **{**fields, "retry": False})
+
+    dispatcher.send = send_once
 
 
 def event_type(fact: str) -> str:

@@ -26,6 +26,7 @@ class Consumption:
         self._turns = False
         self._wanted: set[int] = set()
         self._paused: set[int] = set()
+        self._failure: Exception | None = None
         for queue in queues.queues:
             self._known.add(queue)
         if self._known._consume_from is None:
@@ -36,6 +37,7 @@ class Consumption:
         """A new connection: its consumer was made from the selection, and begins to consume when the loop turns."""
         self._consumer = consumer
         self._turns = False
+        self._failure = None
 
     def turn(self) -> None:
         """The event loop turns: what is added from now on is consumed at once."""
@@ -44,9 +46,22 @@ class Consumption:
     def detach(self) -> None:
         """The connection is gone, and what was held with it: nothing is paused on the next one."""
         self._consumer = None
+        self._failure = None
         for partition in self._paused:
             self._select(partition)
         self._paused.clear()
+
+    def raise_failure(self) -> None:
+        """Raise what made a change fail, so that the worker connects anew: the next connection begins with all of it.
+
+        Not where it fails, for there the steps after it would be lost.
+
+        Raises:
+            Exception: one of the consumer's ``connection_errors``. Celery ends a worker for a channel that was closed.
+        """
+        error, self._failure = self._failure, None
+        if error is not None:
+            raise error if isinstance(error, self._consumer.connection_errors) else ConnectionError(str(error))
 
     def add(self, partition: int) -> None:
         """Consume a partition."""
@@ -94,6 +109,6 @@ class Consumption:
     def _try(self, change: Callable[[str], None], name: str) -> None:
         try:
             change(name)
-        except (*self._consumer.connection_errors, *self._consumer.channel_errors):
-            # The next connection begins from the selection.
-            logger.debug("jobsync: changing what is consumed failed at %s: its connection is lost", name, exc_info=True)
+        except (*self._consumer.connection_errors, *self._consumer.channel_errors) as error:
+            self._failure = error
+            logger.debug("jobsync: changing what is consumed failed at %s: it is connected anew", name, exc_info=True)

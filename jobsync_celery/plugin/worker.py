@@ -146,7 +146,8 @@ class WorkerNode:
     def connected(self, consumer: Any) -> None:
         """The consumer has a broker connection, and its task consumer is made but does not consume yet."""
         self._starter.wrap(self._tasks())
-        self.border.consumer = self._broadcast.consumer = consumer
+        self.border.consumer = consumer
+        self._broadcast.connected(consumer)
         self._consumption.attach(consumer)
         self._held.attach(consumer.qos)
         self._window.attach(consumer)
@@ -321,7 +322,7 @@ class WorkerNode:
     def _hook_in(self, hub: Any) -> None:
         self.gate.recheck_soon = self._inbox.once(_SOON_SEC, self.gate.recheck)
         signals.worker_process_init.connect(self._in_child, weak=False)
-        hub.on_tick.update((self._claimer.flush, self._pulse.turned))
+        hub.on_tick.update((self._claimer.flush, self._pulse.turned, self._consumption.raise_failure))
         hub.on_close.add(self._on_hub_close)
         self._broadcast = Broadcast(self._inbox, self.name)
         self._cluster.events.listen(self._broadcast.hear)

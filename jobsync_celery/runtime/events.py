@@ -24,7 +24,8 @@ FACTS: dict[str, tuple[int, str]] = {
     ),
     "loop_hangs": (
         logging.ERROR,
-        "the event loop of {name} has not turned for {limit:.0f} s: its lease is not renewed until it does",
+        "the event loop of {name} has not turned for {limit:.0f} s: its lease is not renewed until it does;"
+        " it is at {where}",
     ),
     "loop_turns": (logging.WARNING, "the event loop of {name} turns again"),
     "node_evicted": (logging.WARNING, "node {victim} (incarnation {incarnation}) was declared dead by {by}"),

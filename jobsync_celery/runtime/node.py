@@ -209,7 +209,10 @@ class Node:
         limit = self._settings.timeout
         if self._pulse.hangs(limit) != self._hangs:
             self._hangs = not self._hangs
-            self._events("loop_hangs" if self._hangs else "loop_turns", name=self.name, limit=limit)
+            if self._hangs:
+                self._events("loop_hangs", name=self.name, limit=limit, where=self._pulse.whereabouts())
+            else:
+                self._events("loop_turns", name=self.name, limit=limit)
         cut_off = self._pulse.cut_off(limit)
         if cut_off and self.membership.incarnation is not None and not self.membership.draining:
             self._events("cannot_consume", name=self.name, limit=limit)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import traceback
 from collections.abc import Callable
 
 from jobsync_celery.runtime.clock import boot_clock
 
 #: An idle event loop turns about once a second.
 _SLOWEST_TURN_SEC = 2.0
+#: So many of the innermost calls tell what a loop waits for, and on whose behalf.
+_TOLD_CALLS = 6
 
 
 class Pulse:
@@ -20,11 +25,13 @@ class Pulse:
     def __init__(self, *, turns: bool = True, clock: Callable[[], float] = boot_clock) -> None:
         self._clock = clock
         self._turns = turns
+        self._thread: int | None = None
         self._turned_at: float | None = None
         self._cut_off_at: float | None = None
 
     def turned(self) -> None:
         """The event loop goes round once more."""
+        self._thread = threading.get_ident()
         self._turned_at = self._clock()
 
     def connected(self) -> None:
@@ -46,3 +53,13 @@ class Pulse:
         """Whether the loop should turn, and has not for more than ``limit`` seconds (and a slow turn)."""
         since = self._turned_at
         return self._turns and since is not None and self._clock() - since > limit + _SLOWEST_TURN_SEC
+
+    def whereabouts(self) -> str:
+        """What the loop's thread is doing: its innermost calls, ``function (file:line)`` each, the innermost first."""
+        frame = None if self._thread is None else sys._current_frames().get(self._thread)
+        calls = traceback.extract_stack(frame)[-_TOLD_CALLS:] if frame is not None else []
+        return " < ".join(f"{call.name} ({_short(call.filename)}:{call.lineno})" for call in reversed(calls))
+
+
+def _short(filename: str) -> str:
+    return "/".join(filename.replace("\\", "/").rsplit("/", 2)[-2:])

@@ -72,6 +72,8 @@ def test_a_worker_whose_event_loop_hangs_is_replaced_and_comes_back(site: Site) 
 def test_an_outage_of_the_whole_broker_moves_nothing(site: Site, way: Proxy) -> None:
     for name in ("w1", "w2"):
         site.worker(name, broker=with_port(site.broker_url, way.port))
+    until(lambda: all("ready." in worker.logs() for worker in site.workers), "both consume")
+    way.set(Mode("delay", 0.05))  # so that the outage comes while they are still asking for their partitions' queues
     site.until_shared("w1", "w2")
     before = site.owners()
     way.set(Mode("refuse"))

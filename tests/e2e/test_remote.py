@@ -222,6 +222,7 @@ def test_all_drain_if_that_is_said(cluster: Site) -> None:
 
 
 def test_the_leader_makes_a_plan_and_the_others_say_who_leads(cluster: Site) -> None:
+    until(lambda: inspected(cluster, "w1")["leads"], "the oldest leads, which had drained a moment ago")
     until(lambda: plans_by_order(cluster), "the plan is the one that was asked for")
     answers = ask(cluster, "jobsync_rebalance", "w1", "w2", "other")
     assert "leads, and makes a plan" in answers["w1"]["ok"]

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.worker.heartbeat import Heart
+from kombu.asynchronous.timer import Timer
 
 from jobsync_celery.plugin.broadcast import Broadcast
 from jobsync_celery.runtime.events import Events
@@ -36,10 +38,16 @@ class Dispatcher:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, dict[str, Any]]] = []
+        self.on_enabled: set[object] = set()
+        self.on_disabled: set[object] = set()
 
     def publish(self, type_: str, fields: dict[str, Any], producer: Any) -> None:
         json.dumps(fields)
         assert producer == self.producer
+        self.sent.append((type_, fields))
+
+    def send(self, type_: str, blind: bool = False, retry: bool = False, **fields: Any) -> None:
+        assert not retry, "who retries waits for the broker, and the event loop with him"
         self.sent.append((type_, fields))
 
 
@@ -51,7 +59,7 @@ def inbox() -> Inbox:
 @pytest.fixture
 def broadcast(inbox: Inbox) -> Broadcast:
     broadcast = Broadcast(inbox, "worker-01")  # type: ignore[arg-type] # as far as it is used
-    broadcast.consumer = SimpleNamespace(event_dispatcher=Dispatcher())
+    broadcast.connected(SimpleNamespace(event_dispatcher=Dispatcher()))
     return broadcast
 
 
@@ -63,7 +71,7 @@ def events(broadcast: Broadcast) -> Events:
 
 
 def sent(broadcast: Broadcast) -> list[tuple[str, dict[str, Any]]]:
-    return broadcast.consumer.event_dispatcher.sent  # type: ignore[no-any-return] # ours
+    return broadcast._dispatcher.sent  # type: ignore[no-any-return] # ours
 
 
 def test_a_fact_is_sent_when_the_loop_turns(events: Events, broadcast: Broadcast, inbox: Inbox) -> None:
@@ -77,6 +85,13 @@ def test_a_fact_is_sent_when_the_loop_turns(events: Events, broadcast: Broadcast
         "count": 4,
         "numbers": "0-2, 9",
     }
+
+
+def test_heartbeats_of_celery_s_wait_for_no_broker(broadcast: Broadcast) -> None:
+    heart = Heart(Timer(), broadcast._dispatcher, interval=2.0)
+    heart._send("worker-heartbeat")
+    [(type_, fields)] = sent(broadcast)
+    assert type_ == "worker-heartbeat" and fields["freq"] == 2.0
 
 
 def test_a_fact_of_one_task_is_not_sent(events: Events, broadcast: Broadcast, inbox: Inbox) -> None:
@@ -106,21 +121,21 @@ def test_what_happens_without_a_connection_waits_and_is_bounded(
 def test_where_events_are_off_nothing_is_sent_or_kept(
     events: Events, broadcast: Broadcast, inbox: Inbox, dispatcher: Any
 ) -> None:
-    working, broadcast.consumer = broadcast.consumer, SimpleNamespace(event_dispatcher=dispatcher)
+    working, broadcast._dispatcher = broadcast._dispatcher, dispatcher
     events("store_available")
     inbox.turn()
-    broadcast.consumer = working
+    broadcast._dispatcher = working
     broadcast.send()
     assert sent(broadcast) == []
 
 
 def test_an_event_that_cannot_be_sent_is_no_trouble(events: Events, broadcast: Broadcast, inbox: Inbox) -> None:
-    broadcast.consumer.event_dispatcher.producer = None
+    broadcast._dispatcher.producer = None
 
     def fail(*_: object) -> None:
         raise ConnectionError
 
-    broadcast.consumer.event_dispatcher.publish = fail
+    broadcast._dispatcher.publish = fail
     events("store_available")
     inbox.turn()
 

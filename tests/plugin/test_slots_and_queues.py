@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 from celery import Celery
 
 from jobsync_celery.core.tokens import TokenMap
@@ -53,6 +54,24 @@ def test_a_partition_taken_while_the_connection_dies_is_consumed_on_the_next_one
     consumption.add(3)
     consumption.add(4)
     assert {"t-003", "t-004"} <= set(app.amqp.queues.consume_from)
+    with pytest.raises(OSError, match="the socket is gone"):
+        consumption.raise_failure()
+    consumption.raise_failure()
+
+
+def test_a_channel_that_was_closed_has_the_worker_connect_anew_and_does_not_end_it() -> None:
+    _, consumption, consumer = _connected()
+    consumer.channel_errors = (LookupError,)
+    consumer.task_consumer.cancel_by_queue = {}.__getitem__
+    consumption.turn()
+    consumption.add(3)
+    consumption.raise_failure()
+    consumption.cancel(3)
+    with pytest.raises(ConnectionError):
+        consumption.raise_failure()
+    consumption.cancel(3)
+    consumption.detach()
+    consumption.raise_failure()
 
 
 def test_a_partition_taken_before_the_loop_turns_is_consumed_when_it_does() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from jobsync_celery.runtime.pulse import Pulse
@@ -50,6 +52,29 @@ def test_a_loop_that_stands_still_hangs_unless_there_is_no_connection_to_wait_fo
     assert pulse.hangs(LIMIT)
     pulse.disconnected()
     assert not pulse.hangs(LIMIT)
+
+
+def test_where_a_loop_stands_still_is_told_from_any_thread(clock: Clock) -> None:
+    pulse = Pulse(clock=clock)
+    assert pulse.whereabouts() == ""
+    turned, go_on = threading.Event(), threading.Event()
+
+    def stand_still() -> None:
+        pulse.turned()
+        turned.set()
+        go_on.wait(60)
+
+    loop = threading.Thread(target=stand_still)
+    loop.start()
+    try:
+        assert turned.wait(60)
+        told = next(told for told in iter(pulse.whereabouts, "") if told.startswith("wait ("))
+        innermost, *callers = told.split(" < ")
+        assert "/threading.py:" in innermost
+        assert any(call.startswith("stand_still (runtime/test_pulse.py:") for call in callers)
+    finally:
+        go_on.set()
+        loop.join()
 
 
 def test_a_loop_that_runs_bodies_itself_may_stand_still(clock: Clock) -> None:
