@@ -177,7 +177,7 @@ def test_the_first_callback_finds_what_it_tells_of(config: CoordinationConfig) -
     seen: list[tuple[int, bool]] = []
     job = Job("one", config, on_rebalance=lambda: seen.append((len(job.my_tokens), job.can_claim_task("a"))))
     with job:
-        wait_until(lambda: seen)
+        wait_until(lambda: bool(seen))
     assert seen[0] == (10000, True)
 
 
