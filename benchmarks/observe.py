@@ -19,6 +19,7 @@ import os
 import random
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--broker", choices=["redis", "rabbitmq"], action="append")
     parser.add_argument("--same", action="store_true", help="compare a plain worker with a plain one")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # a worker that stands still ends with it
     with PrivatePostgres() as postgres:
         ensure_tables(Database(postgres.url, prefix=APPNAME))
         for broker in options.broker or ["redis", "rabbitmq"]:
