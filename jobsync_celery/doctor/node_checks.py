@@ -105,7 +105,7 @@ def node_restless(case: Case) -> Iterator[Finding]:
     for each in case.seen.seen("loop_hangs"):
         yield risk(
             f"the event loop of {each.subject} hung {_times(each.times)}",
-            f"the last time {span(each.age)} ago",
+            f"the last time {span(each.age)} ago, at {each.detail.get('where', 'an unknown place')}",
             cause="something blocks the worker's main process: code in a signal receiver, a broker that does not"
             " answer, or the solo pool while a task runs",
             fix="do not block in receivers of Celery's signals; use the pool prefork or threads",

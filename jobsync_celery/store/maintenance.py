@@ -42,8 +42,8 @@ _KINDS = {
     "sightings": _Rows("sighting", "last_on"),
     "claims": _Rows("claim", "finished_on", "state <> 'running'"),
     "observations": _Rows("observation", "began_on"),
-    # One that has not said that it leaves may be cut off, and go on under its number. Runs of the last moment may have
-    # begun after it was seen last.
+    # One that has not said that it leaves may be cut off, and come back: as a new one if its row is gone, and what it
+    # had begun before would be told of twice. Runs of the last moment may have begun after it was seen last.
     "observers": _Rows(
         "observer",
         "greatest(seen_on, left_on)",

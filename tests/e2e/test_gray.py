@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 from faults.proxy import PASS, Exchange, Mode, Proxy
 
-from e2e.examined import finding
+from e2e.examined import finding, found
 from e2e.history import overlaps
 from e2e.site import TIMEOUT, Site, with_port
 from e2e.waiting import until
@@ -64,6 +64,8 @@ def test_a_worker_whose_event_loop_hangs_is_replaced_and_comes_back(site: Site) 
     assert site.results(results) == [*range(8)]
     site.until_shared("w1", "w2")
     assert "has not turned" in hung.logs() and "turns again" in hung.logs()
+    told = [line for each in found(site, "node-restless") for line in each.evidence]
+    assert any("at hang (e2e/app.py:" in line for line in told), told
     assert site.results([site.call("step", key, n) for n, key in enumerate(keys)]) == [*range(8)]
     site.assert_brokers_are_empty()
     assert not overlaps(site.history.runs())

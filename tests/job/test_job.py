@@ -178,7 +178,7 @@ def test_the_first_callback_finds_what_it_tells_of(config: CoordinationConfig) -
     job = Job("one", config, on_rebalance=lambda: seen.append((len(job.my_tokens), job.can_claim_task("a"))))
     with job:
         wait_until(lambda: bool(seen))
-    assert seen[0] == (10000, True)
+        assert seen == [(10000, True)]
 
 
 def test_a_callback_that_does_not_return_keeps_a_job_from_handing_over_and_not_from_ending(
