@@ -160,15 +160,23 @@ class Leadership:
             self._reason = "requested"
             self._want_plan(now, at_once=True)
 
-    def tick(self, now: float) -> None:
-        """Evict who may be evicted, and plan when a plan is due."""
+    def tick(self, now: float, *, hold_plans: bool = False) -> None:
+        """Evict who may be evicted, and plan when a plan is due.
+
+        Arguments:
+            hold_plans: the broker is away, or just back. Whoever drains may do so for that, and this node notice last:
+                what would move to it would move for nothing. The dead are evicted all the same.
+        """
         suspects = [suspect for suspect in self._watch.suspects(now) if suspect[1] in self._members]
         if suspects and self._leads_without({incarnation for _, incarnation, _ in suspects}):
             self._evict(suspects, now)
         if self._wait_due is not None and now >= self._wait_due:
             self._wait_due, self._plan_at = None, now
         if self._plan_at is not None and now >= self._plan_at:
-            self._plan(now)
+            if hold_plans:
+                self._plan_at = now + _LATER_SEC
+            else:
+                self._plan(now)
         if self._lock_due is not None and now >= self._lock_due:
             self._expire_locks(now)
         if self._unsettled:

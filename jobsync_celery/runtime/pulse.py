@@ -11,6 +11,8 @@ from jobsync_celery.runtime.clock import boot_clock
 
 #: An idle event loop turns about once a second.
 _SLOWEST_TURN_SEC = 2.0
+#: A lost connection is tried again every second or two: so long after one is back, the others' are, if they can be.
+_ALL_BACK_SEC = 5.0
 #: So many of the innermost calls tell what a loop waits for, and on whose behalf.
 _TOLD_CALLS = 6
 
@@ -28,6 +30,7 @@ class Pulse:
         self._thread: int | None = None
         self._turned_at: float | None = None
         self._cut_off_at: float | None = None
+        self._back_at: float | None = None
 
     def turned(self) -> None:
         """The event loop goes round once more."""
@@ -36,6 +39,8 @@ class Pulse:
 
     def connected(self) -> None:
         """There is a connection to the broker."""
+        if self._cut_off_at is not None:
+            self._back_at = self._clock()
         self._cut_off_at = None
         self.turned()
 
@@ -48,6 +53,11 @@ class Pulse:
         """Whether there has been no connection to the broker for more than ``limit`` seconds."""
         since = self._cut_off_at
         return since is not None and self._clock() - since > limit
+
+    def shaken(self) -> bool:
+        """Whether the broker is away, or just back: others notice either seconds before or after this worker."""
+        back = self._back_at
+        return self._cut_off_at is not None or (back is not None and self._clock() - back < _ALL_BACK_SEC)
 
     def hangs(self, limit: float) -> bool:
         """Whether the loop should turn, and has not for more than ``limit`` seconds (and a slow turn)."""

@@ -15,13 +15,21 @@ from e2e.waiting import until
 
 
 @pytest.fixture
-def way(site: Site) -> Iterator[Proxy]:
-    """One worker's way to the broker."""
+def ways(site: Site) -> Iterator[tuple[Proxy, Proxy]]:
+    """Two ways to the broker."""
     exchange = Exchange()
-    proxy = Proxy(exchange, urlsplit(site.broker_url).port or 0)
-    yield proxy
-    proxy.close()
+    port = urlsplit(site.broker_url).port or 0
+    proxies = Proxy(exchange, port), Proxy(exchange, port)
+    yield proxies
+    for proxy in proxies:
+        proxy.close()
     exchange.close()
+
+
+@pytest.fixture
+def way(ways: tuple[Proxy, Proxy]) -> Proxy:
+    """One worker's way to the broker."""
+    return ways[0]
 
 
 @pytest.mark.parametrize("how", ["refuse", "stall"])
@@ -79,10 +87,34 @@ def test_an_outage_of_the_whole_broker_moves_nothing(site: Site, way: Proxy) -> 
     site.until_shared("w1", "w2")
     before = site.owners()
     way.set(Mode("refuse"))
-    until(lambda: {node["state"] for node in site.rows("SELECT state FROM sync_node")} == {"draining"}, "all drain")
+    until(lambda: states(site) == {"draining"}, "all drain")
     assert site.owners() == before
     way.set(PASS)
     results = [site.call("step", f"key{n}", n) for n in range(40)]
     assert site.results(results) == [*range(40)]
+    until(lambda: states(site) == {"live"}, "all are live")
     site.until_shared("w1", "w2")
-    until(lambda: {node["state"] for node in site.rows("SELECT state FROM sync_node")} == {"live"}, "all are live")
+
+
+def test_nor_does_one_that_workers_notice_and_get_over_one_after_the_other(
+    site: Site, ways: tuple[Proxy, Proxy]
+) -> None:
+    workers = [
+        site.worker(name, broker=with_port(site.broker_url, way.port))
+        for name, way in zip(("w1", "w2"), ways, strict=True)
+    ]
+    site.until_shared("w1", "w2")
+    site.until_ready()
+    before, moves = site.owners(), site.rows("SELECT id FROM sync_rebalance")
+    for mode, told in ((Mode("refuse"), "(3/None)"), (PASS, "takes part again")):  # the third try is two seconds later
+        for worker, way in zip(workers, ways, strict=True):
+            way.set(mode)
+            until(lambda worker=worker, told=told: told in worker.logs(), f"{worker.hostname()} tells: {told}")
+        until(lambda: len(states(site)) == 1, "all have noticed")
+    until(lambda: states(site) == {"live"}, "all are live")
+    assert site.results([site.call("step", f"key{n}", n) for n in range(40)]) == [*range(40)]
+    assert site.owners() == before and site.rows("SELECT id FROM sync_rebalance") == moves
+
+
+def states(site: Site) -> set[str]:
+    return {node["state"] for node in site.rows("SELECT state FROM sync_node")}

@@ -93,6 +93,45 @@ def test_a_drain_is_planned_at_once_and_by_the_next_oldest_if_the_leader_drains(
     assert cluster.leader() == ("b", 2)
 
 
+def test_a_leader_that_may_be_cut_off_itself_plans_without_those_that_drain_when_that_is_over(cluster: Cluster) -> None:
+    cluster.settled("a", "b")
+    leader, other = cluster.watchers["a"], cluster.watchers["b"]
+    with cluster.store.database.transaction() as tx:
+        cluster.store.nodes.drain(tx, "b", other.incarnation)
+    leader.beat()
+    leader.tick(hold_plans=True)
+    assert counts(cluster.store, "target") == {"a": 32, "b": 32}
+    due = leader.leadership.next_due(cluster.clock.now)
+    assert due is not None and due > cluster.clock.now
+    cluster.clock.pass_by(due - cluster.clock.now)
+    leader.tick()
+    assert counts(cluster.store, "target") == {"a": 64}
+
+
+def test_a_leader_that_may_be_cut_off_itself_moves_nothing_if_those_that_drain_come_back(cluster: Cluster) -> None:
+    cluster.settled("a", "b")
+    leader, other = cluster.watchers["a"], cluster.watchers["b"]
+    for change in (cluster.store.nodes.drain, cluster.store.nodes.undrain):
+        with cluster.store.database.transaction() as tx:
+            change(tx, "b", other.incarnation)
+        leader.beat()
+        leader.tick(hold_plans=True)
+    cluster.clock.pass_by(1)
+    leader.tick()
+    assert counts(cluster.store, "target") == {"a": 32, "b": 32} and len(cluster.history()) == 1
+
+
+def test_a_leader_that_may_be_cut_off_itself_evicts_all_the_same(cluster: Cluster) -> None:
+    cluster.settled("a", "b")
+    cluster.silence("b")
+    leader = cluster.watchers["a"]
+    for _ in range(7):
+        leader.beat()
+        leader.tick(hold_plans=True)
+        cluster.clock.pass_by(INTERVAL)
+    assert cluster.states() == {"a": "live", "b": "dead"} and counts(cluster.store, "target") == {"a": 64}
+
+
 def test_a_silent_node_is_evicted_by_the_leader_when_its_lease_has_ended(cluster: Cluster) -> None:
     cluster.settled("a", "b", "c")
     victim = cluster.silence("b")

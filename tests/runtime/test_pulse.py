@@ -41,6 +41,21 @@ def test_a_worker_is_cut_off_once_it_has_been_for_the_limit(clock: Clock) -> Non
     assert not pulse.cut_off(LIMIT)
 
 
+def test_after_a_lost_connection_others_have_seconds_to_notice_that_the_broker_is_back(clock: Clock) -> None:
+    pulse = Pulse(clock=clock)
+    pulse.connected()
+    assert not pulse.shaken()
+    pulse.disconnected()
+    assert pulse.shaken()
+    clock.now += 2 * LIMIT
+    assert pulse.shaken()
+    pulse.connected()
+    clock.now += 4.9
+    assert pulse.shaken()
+    clock.now += 0.2
+    assert not pulse.shaken()
+
+
 def test_a_loop_that_stands_still_hangs_unless_there_is_no_connection_to_wait_for(clock: Clock) -> None:
     pulse = Pulse(clock=clock)
     pulse.connected()

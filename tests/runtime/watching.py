@@ -36,8 +36,8 @@ class Watcher:
         assert answer is not None
         self.leadership.observe(answer, self.clock.now, self.clock.now)
 
-    def tick(self) -> None:
-        self.leadership.tick(self.clock.now)
+    def tick(self, *, hold_plans: bool = False) -> None:
+        self.leadership.tick(self.clock.now, hold_plans=hold_plans)
 
 
 class Cluster:
