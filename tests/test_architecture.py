@@ -115,6 +115,29 @@ def test_importing_the_package_and_its_core_brings_in_neither_celery_nor_sql() -
     assert done.stdout.strip() == "[]"
 
 
+def test_nothing_but_what_is_named_after_redis_needs_its_client_library() -> None:
+    program = (
+        "import sys, pkgutil, importlib, jobsync_celery\n"
+        "sys.modules['redis'] = None\n"
+        "for module in pkgutil.walk_packages(jobsync_celery.__path__, 'jobsync_celery.'):\n"
+        "    if not set(module.name.replace('_', '.').split('.')) & {'redis', 'demo', 'servers', 'main', 'migrations'}:\n"
+        "        importlib.import_module(module.name)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_celery_s_own_commands_load_nothing_of_ours_but_the_names_of_commands() -> None:
+    program = (
+        "import sys, celery.bin.celery\n"
+        "assert 'jobsync' in celery.bin.celery.celery.commands\n"
+        "print(sorted(name for name in sys.modules if name.startswith('jobsync_celery.')))\n"
+        "print(sorted({'sqlalchemy', 'psycopg2', 'alembic', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = ["jobsync_celery.cli", "jobsync_celery.cli.lazy", "jobsync_celery.cli.main"]
+    assert done.stdout.splitlines() == [str(names), "[]"]
+
+
 def test_every_public_name_says_what_it_promises() -> None:
     trees = modules()
     known = classes(trees.values())

@@ -4,45 +4,30 @@ from __future__ import annotations
 
 import click
 
-from jobsync_celery.cli.claims import claims
-from jobsync_celery.cli.cleanup import cleanup
-from jobsync_celery.cli.doctor import doctor
-from jobsync_celery.cli.drain import drain, undrain
-from jobsync_celery.cli.flush import flush_back
-from jobsync_celery.cli.history import history, tokens
-from jobsync_celery.cli.locks import locks
-from jobsync_celery.cli.observe import observe
-from jobsync_celery.cli.probe import probe
-from jobsync_celery.cli.rebalance import rebalance
-from jobsync_celery.cli.schema import schema
-from jobsync_celery.cli.status import nodes, status
-from jobsync_celery.cli.where import where, why
+from jobsync_celery.cli.lazy import LazyCommands
 
-#: All that need the database only, so that a URL will do.
-COMMANDS: tuple[click.Command, ...] = (
-    status,
-    doctor,
-    nodes,
-    tokens,
-    history,
-    claims,
-    where,
-    why,
-    locks,
-    rebalance,
-    drain,
-    undrain,
-    cleanup,
-    observe,
-    schema,
-    flush_back,
-)
+#: Where each is defined. All but the probe need the database only, so that a URL will do.
+COMMANDS = {
+    "status": "jobsync_celery.cli.status:status",
+    "doctor": "jobsync_celery.cli.doctor:doctor",
+    "nodes": "jobsync_celery.cli.status:nodes",
+    "tokens": "jobsync_celery.cli.history:tokens",
+    "history": "jobsync_celery.cli.history:history",
+    "claims": "jobsync_celery.cli.claims:claims",
+    "where": "jobsync_celery.cli.where:where",
+    "why": "jobsync_celery.cli.where:why",
+    "locks": "jobsync_celery.cli.locks:locks",
+    "rebalance": "jobsync_celery.cli.rebalance:rebalance",
+    "drain": "jobsync_celery.cli.drain:drain",
+    "undrain": "jobsync_celery.cli.drain:undrain",
+    "cleanup": "jobsync_celery.cli.cleanup:cleanup",
+    "observe": "jobsync_celery.cli.observe:observe",
+    "schema": "jobsync_celery.cli.schema:schema",
+    "flush-back": "jobsync_celery.cli.flush:flush_back",
+    "probe": "jobsync_celery.cli.probe:probe",
+}
 
 
-@click.group()
+@click.group(commands=LazyCommands(COMMANDS))
 def jobsync() -> None:
     """Ask the cluster that runs the app's coordinated tasks, and change it."""
-
-
-for command in (*COMMANDS, probe):
-    jobsync.add_command(command)

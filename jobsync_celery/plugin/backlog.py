@@ -8,60 +8,23 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import amqp
 from celery import Celery
 from kombu.entity import Queue
 from kombu.exceptions import KombuError
 from kombu.serialization import prepare_accept_content
-from kombu.utils import json
 
 from jobsync_celery.errors import BrokerUnavailable
-from jobsync_celery.plugin.redis_channel import SET_ASIDE, restore_unacked, server_of
-from jobsync_celery.plugin.redis_scripts import MOVE
-from jobsync_celery.plugin.stranded import unacked_runs
+from jobsync_celery.plugin.letters import Mover, Placing, declare_once, letter_of
 
 logger = logging.getLogger(__name__)
-_loads: Any = json.loads
-_dumps: Any = json.dumps
 
 _CONNECT_SEC = 5.0
-_BATCH = 100
-
-
-class Letter(NamedTuple):
-    """What has to be known of a message to find its place; without arguments if they cannot be read."""
-
-    task: str
-    args: Any
-    kwargs: Any
-
-
-class Place(NamedTuple):
-    """Where a message is published; ``queue`` is declared first, and ``dropped`` are headers that it loses."""
-
-    queue: Queue
-    exchange: str
-    routing_key: str
-    dropped: frozenset[str] = frozenset()
-
-
-Placing = Callable[[Letter], Place]
-
-
-class _Mover(Protocol):
-    def move(self, name: str, placing: Placing) -> Counter[str]:
-        """Move everything out of a queue; how many into which."""
-
-    def restore(self, names: Collection[str]) -> int:
-        """Put back what workers that are gone had fetched of these queues; how many messages."""
-
-    def fetched(self, names: Collection[str]) -> int:
-        """How many messages of these queues somebody has fetched; 0 where the broker does not tell."""
 
 
 class Backlog:
@@ -70,7 +33,7 @@ class Backlog:
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._connection: Any = None
-        self._mover: _Mover
+        self._mover: Mover
 
     def __enter__(self) -> Backlog:
         options = {**self._app.conf.broker_transport_options, "confirm_publish": True}
@@ -137,10 +100,12 @@ class Backlog:
                 return False
         return True
 
-    def _mover_for(self, channel: Any) -> _Mover:
+    def _mover_for(self, channel: Any) -> Mover:
         kind = self._connection.transport.driver_type
         if kind == "redis":
-            return _RedisMover(channel, self._app.conf.accept_content)
+            from jobsync_celery.plugin.redis_backlog import RedisMover  # needs the client library of Redis
+
+            return RedisMover(channel, self._app.conf.accept_content)
         if kind == "amqp":
             return _AmqpMover(channel, self._app.conf.accept_content)
         raise BrokerUnavailable(f"messages can be moved on Redis and RabbitMQ, not on {kind!r}")
@@ -163,52 +128,7 @@ class Backlog:
             ) from error
 
 
-class _RedisMover:
-    def __init__(self, channel: Any, accept: Any) -> None:
-        self._channel = channel
-        self._accept = prepare_accept_content(accept)
-        self._declared: set[str] = set()
-        self._client, *_ = server_of(channel)
-        self._script = self._client.register_script(MOVE)
-
-    def restore(self, names: Collection[str]) -> int:
-        return restore_unacked(self._channel, names, ())
-
-    def fetched(self, names: Collection[str]) -> int:
-        return len(unacked_runs(self._channel, names))
-
-    def move(self, name: str, placing: Placing) -> Counter[str]:
-        moved: Counter[str] = Counter()
-        for step in self._channel.priority_steps:
-            key = self._key(name, step)
-            while batch := self._client.lrange(key, -_BATCH, -1):
-                for raw in reversed(batch):
-                    queue, keys, changed = self._readdressed(raw, placing)
-                    # Nothing, if somebody took it meanwhile.
-                    moved[queue] += int(self._script(keys=[key, *keys], args=[raw, changed]))
-        return +moved
-
-    def _readdressed(self, raw: bytes, placing: Placing) -> tuple[str, list[str], str | bytes]:
-        """Where a message goes, and what it looks like there; as it is, and aside, if it is none."""
-        try:
-            payload = _loads(raw)
-            letter = _letter(self._channel.Message(payload, channel=self._channel), self._accept)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            logger.warning("jobsync: an unreadable message is set aside in %s", SET_ASIDE)
-            return SET_ASIDE, [self._channel.global_keyprefix + SET_ASIDE], raw
-        place = placing(letter)
-        _declare_once(place.queue, self._channel, self._declared)
-        payload["headers"] = {name: each for name, each in payload["headers"].items() if name not in place.dropped}
-        payload["properties"]["delivery_info"] = {"exchange": place.exchange, "routing_key": place.routing_key}
-        priority = self._channel._get_message_priority(payload, reverse=False)
-        queues = self._channel._lookup(place.exchange, place.routing_key)
-        return place.queue.name, [self._key(queue, priority) for queue in queues], _dumps(payload)
-
-    def _key(self, queue: str, priority: int) -> str:
-        return str(self._channel.global_keyprefix + self._channel._q_for_pri(queue, priority))
-
-
-class _AmqpMover:
+class _AmqpMover(Mover):
     def __init__(self, channel: Any, accept: Any) -> None:
         self._channel = channel
         self._accept = prepare_accept_content(accept)
@@ -223,8 +143,8 @@ class _AmqpMover:
     def move(self, name: str, placing: Placing) -> Counter[str]:
         moved: Counter[str] = Counter()
         while (message := self._channel.basic_get(name)) is not None:
-            place = placing(_letter(self._channel.message_to_python(message), self._accept))
-            _declare_once(place.queue, self._channel, self._declared)
+            place = placing(letter_of(self._channel.message_to_python(message), self._accept))
+            declare_once(place.queue, self._channel, self._declared)
             properties = dict(message.properties)
             headers = properties.get("application_headers") or {}
             properties["application_headers"] = {k: v for k, v in headers.items() if k not in place.dropped}
@@ -235,22 +155,3 @@ class _AmqpMover:
             self._channel.basic_ack(message.delivery_tag)
             moved[place.queue.name] += 1
         return moved
-
-
-def _declare_once(queue: Queue, channel: Any, declared: set[str]) -> None:
-    if queue.name not in declared:
-        queue(channel).declare()
-        declared.add(queue.name)
-
-
-def _letter(message: Any, accept: Any) -> Letter:
-    message.accept = accept
-    headers = message.headers
-    try:
-        body = message.decode()
-        if "task" in headers:
-            args, kwargs, _ = body
-            return Letter(headers["task"], args, kwargs)
-        return Letter(body["task"], body.get("args"), body.get("kwargs"))
-    except Exception:  # noqa: BLE001 - serializers raise what they like; whoever receives the message says so
-        return Letter(str(headers.get("task") or ""), None, None)

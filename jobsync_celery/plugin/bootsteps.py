@@ -13,7 +13,6 @@ from celery.worker import state as worker_state
 from jobsync_celery.errors import UnsupportedPool
 from jobsync_celery.plugin.coordinated import Registry
 from jobsync_celery.plugin.reconnection import reconnect_soon
-from jobsync_celery.plugin.redis_channel import safe_transport
 from jobsync_celery.plugin.remote import listen
 from jobsync_celery.plugin.worker import WorkerNode
 
@@ -66,7 +65,7 @@ class QueuesStep(bootsteps.StartStopStep):
 
         def connection_for_read(heartbeat: Any = None) -> Any:
             connection = consumer.app.connection_for_read(heartbeat=_heartbeat(consumer, heartbeat))
-            connection.transport_cls = safe_transport(connection.get_transport_cls())
+            connection.transport_cls = _safe(connection.get_transport_cls())
             reconnect_soon(connection)
             return consumer.ensure_connected(connection)
 
@@ -93,6 +92,15 @@ class QueuesStep(bootsteps.StartStopStep):
     def terminate(self, consumer: Any) -> None:
         if self._node is not None:
             self._node.stopping = True
+
+
+def _safe(transport_cls: Any) -> Any:
+    """The transport that cannot lose a message to SIGKILL."""
+    if transport_cls.driver_type != "redis":
+        return transport_cls
+    from jobsync_celery.plugin.redis_channel import safe_transport  # needs the client library of Redis
+
+    return safe_transport(transport_cls)
 
 
 def _stopping(consumer: Any) -> bool:

@@ -19,7 +19,6 @@ from kombu.exceptions import OperationalError
 
 from jobsync_celery.core.model import Run
 from jobsync_celery.errors import StoreUnavailable
-from jobsync_celery.plugin.redis_channel import restore_unacked
 from jobsync_celery.plugin.router import HOPS
 from jobsync_celery.plugin.stranded import unacked_runs
 from jobsync_celery.runtime.events import Events
@@ -162,6 +161,8 @@ class Courier:
         then()
 
     def _recover(self, queues: frozenset[str], in_hand: frozenset[str], then: Callable[[], None]) -> None:
+        from jobsync_celery.plugin.redis_channel import restore_unacked  # needs the client library of Redis
+
         channel = self._connected().default_channel
         runs = {tag: run for tag, run in unacked_runs(channel, queues).items() if tag not in in_hand}
         if runs:

@@ -11,8 +11,8 @@ from celery.exceptions import QueueNotFound
 from kombu.entity import Queue
 
 from jobsync_celery.errors import JobsyncError, KeyMissing
-from jobsync_celery.plugin.backlog import Letter, Place
 from jobsync_celery.plugin.coordinated import Registry
+from jobsync_celery.plugin.letters import Letter, Place
 from jobsync_celery.plugin.router import HOPS, ORIGIN, PartitionQueues, TokenRouter
 from jobsync_celery.store.revisions import ClusterShape
 

@@ -10,7 +10,8 @@ from celery import Celery
 from kombu import Connection, Consumer, Queue
 
 from jobsync_celery.errors import BrokerUnavailable
-from jobsync_celery.plugin.backlog import Backlog, Letter, Place
+from jobsync_celery.plugin.backlog import Backlog
+from jobsync_celery.plugin.letters import Letter, Place
 
 COUNT = 12
 KEPT = ("correlation_id", "reply_to", "priority", "delivery_mode", "expiration")
