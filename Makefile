@@ -4,6 +4,9 @@
 PY := .venv/bin/python
 ARGS ?=
 
+# Where the environment forbids to keep bytecode, each of the hundreds of processes here would compile the package.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench bench-job bench-observe recovery maintenance clean
 

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -178,13 +179,13 @@ def _leave(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def main() -> None:
+def main(make: Callable[[str], Guardian] = Guardian) -> None:
     """Serve the holder at the other end of standard input; the argument is the folder to remove."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    guardian = Guardian(sys.argv[1])
+    guardian = make(sys.argv[1])
     try:
         guardian.serve()
     finally:

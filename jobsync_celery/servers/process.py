@@ -43,11 +43,12 @@ def bare_environment(home: Path) -> dict[str, str]:
 class Guard:
     """The holder's side of one guardian process. A forked copy of the holder has no say in it."""
 
+    #: The file itself, isolated and without site packages: nothing of the environment can stop it.
+    program: ClassVar[Sequence[str]] = ("-I", "-S", guardian.__file__)
+
     def __init__(self, remove: Path | None) -> None:
-        # The file itself, isolated and without site packages: nothing of the environment can stop it.
-        script = [sys.executable, "-I", "-S", guardian.__file__, str(remove or "")]
         self._process = subprocess.Popen(
-            script,
+            [sys.executable, *self.program, str(remove or "")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

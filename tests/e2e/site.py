@@ -22,7 +22,6 @@ from e2e.history import History, doubled, out_of_fence, overlaps
 from e2e.stand_ins import LocalWorker, Worker
 from e2e.waiting import PATIENCE, until
 from jobsync_celery.runtime.vitals import FILE_VARIABLE
-from jobsync_celery.servers.process import Guard
 
 HEARTBEAT = 1.0
 TIMEOUT = 3.0
@@ -56,7 +55,6 @@ class Site:
         self.prefix = prefix
         self.history = History(folder / "history.jsonl")
         self.workers: list[Worker] = []
-        self._guard: Guard | None = None
         self._connection: Any = None
         self._jobsync = dict(jobsync or {})
         self._conf = dict(conf or {})
@@ -133,13 +131,9 @@ class Site:
             "PYTHONPATH": os.pathsep.join(filter(None, (str(_TESTS), path))),
             FILE_VARIABLE: self.probe_file(name),
         }
-        if self._guard is None:
-            self._guard = Guard(None)
         if "-c" not in options:
             options = ("-c", "2", *options)
-        local = LocalWorker(
-            self._guard, self.node(name), ["--without-mingle", "--without-gossip", *options], env, self.folder
-        )
+        local = LocalWorker(self.node(name), ["--without-mingle", "--without-gossip", *options], env, self.folder)
         worker = Worker(local, self.app)
         self.workers.append(worker)
         return worker
@@ -158,8 +152,8 @@ class Site:
 
     def close(self) -> None:
         """End everything."""
-        if self._guard is not None:
-            self._guard.close()
+        for worker in self.workers:
+            worker.container.teardown()
         if self._connection is not None:
             self._connection.close()
         self.app.close()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pytest_celery import CeleryTestContainer, CeleryTestSetup, CeleryTestWorker
 
+from e2e.nursery import Nursery, nursery
 from e2e.waiting import until
-from jobsync_celery.servers.process import Guard
 
 
 class LocalServer(CeleryTestContainer):
@@ -44,8 +46,9 @@ class LocalServer(CeleryTestContainer):
 class LocalWorker(CeleryTestContainer):
     """A ``celery worker`` process below a guardian, which ends it with the test process whatever ends that."""
 
-    def __init__(self, guard: Guard, name: str, options: Sequence[str], env: Mapping[str, str], folder: Path) -> None:
-        self._guard = guard
+    def __init__(self, name: str, options: Sequence[str], env: Mapping[str, str], folder: Path) -> None:
+        self._guard = nursery()
+        self._pids: list[int] = []
         self._name = name
         self._options = list(options)
         self._env = {**os.environ, **env}
@@ -63,6 +66,7 @@ class LocalWorker(CeleryTestContainer):
             cwd=self._folder,
             log=self._log,
         )
+        self._pids.append(self.pid)
 
     @property
     def id(self) -> str:
@@ -114,8 +118,12 @@ class LocalWorker(CeleryTestContainer):
         return self.exit_code
 
     def teardown(self) -> None:
-        if self.exit_code is None:
-            self._guard.kill(self.pid)
+        """End it, and what its earlier lives left behind."""
+        self._guard.kill(self.pid)
+        if isinstance(self._guard, Nursery):
+            for process in self._guard.descendants(*self._pids):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 class Worker(CeleryTestWorker):
