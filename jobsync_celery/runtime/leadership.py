@@ -81,6 +81,7 @@ class Leadership:
         self._timeline: int | None = None
         self._planned: frozenset[tuple[int, bool, float]] | None = None
         self._plan_at: float | None = None
+        self._held_since: float | None = None
         self._reason = "initial"
         self._first_seen: float | None = None
         self._wait_due: float | None = None
@@ -125,14 +126,14 @@ class Leadership:
         self._members = {member.incarnation: member for member in answer.members}
         self._timeline = answer.timeline
         if not answer.members:
-            self._plan_at = self._lock_due = self._wait_due = None
+            self._plan_at = self._held_since = self._lock_due = self._wait_due = None
             return
         self._watch = self._watch.observe(sent_at, received_at, answer.database_time, answer.members)
         if self._first_seen is None:
             self._first_seen = received_at
         self._see_wait(answer, received_at)
         if not self.leading:
-            self._planned = self._plan_at = self._lock_due = self._wait_due = None
+            self._planned = self._plan_at = self._held_since = self._lock_due = self._wait_due = None
             self._unsettled = False
             return
         self._unsettled = answer.unsettled
@@ -165,7 +166,8 @@ class Leadership:
 
         Arguments:
             hold_plans: the broker is away, or just back. Whoever drains may do so for that, and this node notice last:
-                what would move to it would move for nothing. The dead are evicted all the same.
+                what would move to it would move for nothing. The dead are evicted all the same, and a plan is held
+                for a lease at most: a connection that is lost again and again holds up nobody else for good.
         """
         suspects = [suspect for suspect in self._watch.suspects(now) if suspect[1] in self._members]
         if suspects and self._leads_without({incarnation for _, incarnation, _ in suspects}):
@@ -173,7 +175,7 @@ class Leadership:
         if self._wait_due is not None and now >= self._wait_due:
             self._wait_due, self._plan_at = None, now
         if self._plan_at is not None and now >= self._plan_at:
-            if hold_plans:
+            if hold_plans and self._may_hold(now):
                 self._plan_at = now + _LATER_SEC
             else:
                 self._plan(now)
@@ -181,6 +183,10 @@ class Leadership:
             self._expire_locks(now)
         if self._unsettled:
             self._settle()
+
+    def _may_hold(self, now: float) -> bool:
+        self._held_since = now if self._held_since is None else self._held_since
+        return now - self._held_since < self._timeout
 
     def _settle(self) -> None:
         """Mark a batch of claims of the dead lost; between two batches the node renews its lease."""
@@ -233,7 +239,7 @@ class Leadership:
                 return
             over = self._wait[0] if self._wait is not None and now >= self._wait[1] else None
             made, leader = rebalance(tx, self._store, self._tokens, self._reason, over)
-        self._plan_at = None
+        self._plan_at = self._held_since = None
         self._planned_now(made, leader, self._reason)
         self._reason = "membership"
 

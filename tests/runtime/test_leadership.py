@@ -121,6 +121,23 @@ def test_a_leader_that_may_be_cut_off_itself_moves_nothing_if_those_that_drain_c
     assert counts(cluster.store, "target") == {"a": 32, "b": 32} and len(cluster.history()) == 1
 
 
+def test_a_leader_that_loses_its_broker_again_and_again_holds_up_a_plan_for_a_lease_at_most(cluster: Cluster) -> None:
+    cluster.settled("a")
+    cluster.join("b")
+    leader = cluster.watchers["a"]
+    leader.beat()
+    begun = cluster.clock.now
+    while len(counts(cluster.store, "target")) == 1:
+        leader.tick(hold_plans=True)
+        cluster.clock.pass_by(0.25)
+    assert TIMEOUT < cluster.clock.now - begun < TIMEOUT + 2
+    cluster.join("c")
+    leader.beat()
+    cluster.clock.pass_by(1)
+    leader.tick(hold_plans=True)
+    assert counts(cluster.store, "target") == {"a": 32, "b": 32}
+
+
 def test_a_leader_that_may_be_cut_off_itself_evicts_all_the_same(cluster: Cluster) -> None:
     cluster.settled("a", "b")
     cluster.silence("b")
