@@ -6,13 +6,14 @@ when they are changed, so that a build whose protection has moved fails at once 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import text
 
-from jobsync_celery.plugin import courier
+from jobsync_celery.plugin import courier, redis_channel
 from jobsync_celery.runtime import membership
 from jobsync_celery.runtime.lease import Lease, Pass
 from jobsync_celery.runtime.tenures import Tenures
@@ -72,7 +73,8 @@ def _no_incarnation() -> None:
 
 
 def _no_restore() -> None:
-    courier.restore_unacked = lambda *_: 0
+    assert redis_channel.restore_unacked.__name__ in inspect.getsource(courier.Courier._recover)  # imported there
+    redis_channel.restore_unacked = lambda *_: 0
 
 
 BUILDS = {

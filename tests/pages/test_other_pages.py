@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import textwrap
 from collections.abc import Iterator
@@ -110,7 +109,7 @@ def test_the_page_on_events_works_as_printed(cluster: Reader) -> None:
         line = next(line for line in dump.stdout if "jobsync node draining" in line)
         assert "node=worker-01@" in line
     finally:
-        dump.send_signal(signal.SIGINT)
+        dump.terminate()
         dump.communicate(timeout=20)
         cluster.run(["sh", "-c", "celery -A proj jobsync undrain worker-01@$(hostname)"])
 
