@@ -33,8 +33,10 @@ class LazyCommands(MutableMapping[str, click.Command]):
         self._given[name] = command
 
     def __delitem__(self, name: str) -> None:
-        if self._given.pop(name, None) is None:
-            del self._places[name]
+        if name not in self:
+            raise KeyError(name)
+        self._given.pop(name, None)
+        self._places.pop(name, None)
 
     def __iter__(self) -> Iterator[str]:
         return iter({**self._places, **self._given})

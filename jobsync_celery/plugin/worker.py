@@ -161,6 +161,7 @@ class WorkerNode:
         self._inbox.drain()  # what was asked of the border meanwhile, before anything is fetched
         if self._started:
             self.border.recover()  # what was fetched on the lost connection
+            self.node.wake()  # it may have drained for want of one
         else:
             self._start()
 

@@ -26,7 +26,7 @@ from jobsync_celery.store.store import Store
 
 #: Joins within this many seconds are one plan.
 _GATHER_SEC = 0.5
-#: When the first plan is held back, or the database did not let us plan, try again after so many seconds.
+#: When a plan is held back, in part or as a whole, or the database did not let us plan, the next try is so much later.
 _LATER_SEC = 0.5
 
 
@@ -81,7 +81,7 @@ class Leadership:
         self._timeline: int | None = None
         self._planned: frozenset[tuple[int, bool, float]] | None = None
         self._plan_at: float | None = None
-        self._held_since: float | None = None
+        self._kept_since: float | None = None
         self._reason = "initial"
         self._first_seen: float | None = None
         self._wait_due: float | None = None
@@ -126,14 +126,14 @@ class Leadership:
         self._members = {member.incarnation: member for member in answer.members}
         self._timeline = answer.timeline
         if not answer.members:
-            self._plan_at = self._held_since = self._lock_due = self._wait_due = None
+            self._plan_at = self._lock_due = self._wait_due = None
             return
         self._watch = self._watch.observe(sent_at, received_at, answer.database_time, answer.members)
         if self._first_seen is None:
             self._first_seen = received_at
         self._see_wait(answer, received_at)
         if not self.leading:
-            self._planned = self._plan_at = self._held_since = self._lock_due = self._wait_due = None
+            self._planned = self._plan_at = self._lock_due = self._wait_due = None
             self._unsettled = False
             return
         self._unsettled = answer.unsettled
@@ -161,32 +161,35 @@ class Leadership:
             self._reason = "requested"
             self._want_plan(now, at_once=True)
 
-    def tick(self, now: float, *, hold_plans: bool = False) -> None:
+    def tick(self, now: float, *, shaken: bool = False) -> None:
         """Evict who may be evicted, and plan when a plan is due.
 
         Arguments:
-            hold_plans: the broker is away, or just back. Whoever drains may do so for that, and this node notice last:
-                what would move to it would move for nothing. The dead are evicted all the same, and a plan is held
-                for a lease at most: a connection that is lost again and again holds up nobody else for good.
+            shaken: the broker is away, or just back. Whoever drains may do so for that, and this node have noticed it
+                last: what moved to it would move for nothing. So draining nodes keep what they have, for a lease at
+                most, lest a connection that is lost again and again keeps them waiting for ever.
         """
+        keep = self._may_keep(now, shaken)
         suspects = [suspect for suspect in self._watch.suspects(now) if suspect[1] in self._members]
         if suspects and self._leads_without({incarnation for _, incarnation, _ in suspects}):
-            self._evict(suspects, now)
+            self._evict(suspects, now, keep)
         if self._wait_due is not None and now >= self._wait_due:
             self._wait_due, self._plan_at = None, now
         if self._plan_at is not None and now >= self._plan_at:
-            if hold_plans and self._may_hold(now):
-                self._plan_at = now + _LATER_SEC
-            else:
-                self._plan(now)
+            self._plan(now, keep)
         if self._lock_due is not None and now >= self._lock_due:
             self._expire_locks(now)
         if self._unsettled:
             self._settle()
 
-    def _may_hold(self, now: float) -> bool:
-        self._held_since = now if self._held_since is None else self._held_since
-        return now - self._held_since < self._timeout
+    def _may_keep(self, now: float, shaken: bool) -> bool:
+        """Whether draining nodes keep what they have for now; where all drain, all do anyway."""
+        drain = [member.draining for member in self._members.values()]
+        if not shaken or all(drain) or not any(drain):
+            self._kept_since = None
+            return False
+        self._kept_since = now if self._kept_since is None else self._kept_since
+        return now - self._kept_since < self._timeout
 
     def _settle(self) -> None:
         """Mark a batch of claims of the dead lost; between two batches the node renews its lease."""
@@ -214,7 +217,7 @@ class Leadership:
         leader = leads([m for m in self._members.values() if m.incarnation not in suspects])
         return leader is not None and leader.incarnation == self._incarnation
 
-    def _evict(self, suspects: list[tuple[str, int, int]], now: float) -> None:
+    def _evict(self, suspects: list[tuple[str, int, int]], now: float, keep_draining: bool) -> None:
         """Declare the suspects dead, and plan without them in the same transaction."""
         evicted = []
         with self._link.transaction() as tx:
@@ -223,7 +226,7 @@ class Leadership:
                 if evict(tx, self._store, name, incarnation, renewals, self._timeline, self._rejoin_grace):
                     evicted.append((name, incarnation))
             if evicted:
-                made, leader = rebalance(tx, self._store, self._tokens, "node dead")
+                made, leader = rebalance(tx, self._store, self._tokens, "node dead", keep_draining=keep_draining)
         for name, incarnation in evicted:
             self._members.pop(incarnation, None)
             self._events("node_evicted", victim=name, incarnation=incarnation, by=self._name)
@@ -231,15 +234,17 @@ class Leadership:
             if self._rejoin_grace:
                 self._wait_due = min(self._wait_due or float("inf"), now + self._rejoin_grace)
             self._planned_now(made, leader, "node dead")
+            if keep_draining:
+                self._want_plan(now + _LATER_SEC, at_once=True)
 
-    def _plan(self, now: float) -> None:
+    def _plan(self, now: float, keep_draining: bool) -> None:
         self._plan_at = now + _LATER_SEC
         with self._link.transaction() as tx:
             if self._held_back(tx, now):
                 return
             over = self._wait[0] if self._wait is not None and now >= self._wait[1] else None
-            made, leader = rebalance(tx, self._store, self._tokens, self._reason, over)
-        self._plan_at = self._held_since = None
+            made, leader = rebalance(tx, self._store, self._tokens, self._reason, over, keep_draining=keep_draining)
+        self._plan_at = now + _LATER_SEC if keep_draining else None
         self._planned_now(made, leader, self._reason)
         self._reason = "membership"
 

@@ -191,7 +191,7 @@ class Node:
         if self._sync and not self._draining:
             self.ownership.sync(incarnation, giving_up=self.membership.drain_ordered)
             self._sync = False
-        self.leadership.tick(self._clock(), hold_plans=self._pulse.shaken())
+        self.leadership.tick(self._clock(), shaken=self._pulse.shaken())
         if self._draining and self.ownership.settled and not self.ownership.owned:
             self.drained.set()
 

@@ -11,8 +11,9 @@ from jobsync_celery.runtime.clock import boot_clock
 
 #: An idle event loop turns about once a second.
 _SLOWEST_TURN_SEC = 2.0
-#: A lost connection is tried again every second or two: so long after one is back, the others' are, if they can be.
-_ALL_BACK_SEC = 5.0
+#: So long after one connection is back the others' are, if they can be: a try takes up to four seconds, the pause
+#: before it two, and a node looks around once a second.
+_ALL_BACK_SEC = 8.0
 #: So many of the innermost calls tell what a loop waits for, and on whose behalf.
 _TOLD_CALLS = 6
 
@@ -45,8 +46,9 @@ class Pulse:
         self.turned()
 
     def disconnected(self) -> None:
-        """There is none; the loop stands still until there is."""
-        self._cut_off_at = self._clock()
+        """There is none; the loop stands still until there is. Told again, it is since the first time."""
+        if self._cut_off_at is None:
+            self._cut_off_at = self._clock()
         self._turned_at = None
 
     def cut_off(self, limit: float) -> bool:
@@ -56,8 +58,11 @@ class Pulse:
 
     def shaken(self) -> bool:
         """Whether the broker is away, or just back: others notice either seconds before or after this worker."""
+        # In this order: whoever connects sets the one before it clears the other.
+        if self._cut_off_at is not None:
+            return True
         back = self._back_at
-        return self._cut_off_at is not None or (back is not None and self._clock() - back < _ALL_BACK_SEC)
+        return back is not None and self._clock() - back < _ALL_BACK_SEC
 
     def hangs(self, limit: float) -> bool:
         """Whether the loop should turn, and has not for more than ``limit`` seconds (and a slow turn)."""

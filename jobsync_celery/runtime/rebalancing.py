@@ -21,11 +21,18 @@ def leads(members: Collection[Member]) -> Member | None:
 
 
 def rebalance(
-    tx: Connection, store: Store, tokens: TokenMap, reason: str, waited_until: float | None = None
+    tx: Connection,
+    store: Store,
+    tokens: TokenMap,
+    reason: str,
+    waited_until: float | None = None,
+    *,
+    keep_draining: bool = False,
 ) -> tuple[Plan, Leader]:
     """Make a plan for the members as they stand and write what moves; the leader's row is locked first.
 
-    What waits for a name to return does not move, until its time is over. ``waited_until`` is over in any case.
+    What waits for a name to return does not move, until its time is over. ``waited_until`` is over in any case. With
+    ``keep_draining`` what draining nodes have does not move either.
 
     Nothing is written if nothing moves. The leader recorded is the one that leads by the rules, whoever calls.
     """
@@ -35,7 +42,8 @@ def rebalance(
     settle(tx, store)
     members = store.nodes.members(tx)
     seats = store.partitions.seats(tx)
-    made = plan(members, seats, absent=store.waits.awaited(tx))
+    staying = {member.name for member in members if member.draining} if keep_draining else set[str]()
+    made = plan(members, seats, absent=staying.union(store.waits.awaited(tx)))
     leading = leads(members)
     if leading is not None and leader.incarnation != leading.incarnation:
         leader = store.leaders.take_term(tx, leading)
@@ -49,10 +57,15 @@ def rebalance(
 
 
 def back_up(tx: Connection, store: Store, tokens: TokenMap) -> Plan | None:
-    """Plan in the leader's place, under its rules; None before the first plan, which is the leader's own."""
+    """Plan in the leader's place, under its rules; None before the first plan, which is the leader's own.
+
+    Who drains is left to a leader that renews its lease: it knows whether the broker was away.
+    """
     if all(seat.target is None for seat in store.partitions.seats(tx)):
         return None
-    return rebalance(tx, store, tokens, "backstop")[0]
+    leader = leads(store.nodes.members(tx))
+    renews = leader is not None and not leader.draining and (leader.timeout is None or leader.age < leader.timeout)
+    return rebalance(tx, store, tokens, "backstop", keep_draining=renews)[0]
 
 
 def _history(

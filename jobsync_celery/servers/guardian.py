@@ -122,9 +122,14 @@ class Guardian:
                 )
         except (OSError, subprocess.SubprocessError) as error:
             return {"error": str(error)}
-        self.farewells[child.pid] = request["farewell"]
+        self.begun(child.pid, request["farewell"])
         child.returncode = 0  # the guardian reaps all its children itself
         return {"pid": child.pid}
+
+    def begun(self, pid: int, farewell: int) -> None:
+        """A program runs under this number, which an earlier one may have had."""
+        self.exits.pop(pid, None)
+        self.farewells[pid] = farewell
 
     def _reply(self, reply: dict[str, Any]) -> None:
         try:
@@ -159,6 +164,7 @@ class Guardian:
 
     def end(self) -> None:
         """End every process below this one, then remove the private folder."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for pid in self._running():
             _send(pid, self.farewells[pid])
         until = time.monotonic() + _FAREWELL_SEC
@@ -189,7 +195,6 @@ def main(make: Callable[[str], Guardian] = Guardian) -> None:
     try:
         guardian.serve()
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         guardian.end()
 
 

@@ -117,7 +117,8 @@ def _is_async(given: Any) -> bool:
 
 def _is_session(given: Any) -> bool:
     orm = sys.modules.get("sqlalchemy.orm")
-    return orm is not None and isinstance(given, (orm.Session, orm.scoped_session))
+    # Another thread may be importing it just now; then this is no session yet.
+    return isinstance(given, tuple(getattr(orm, name) for name in ("Session", "scoped_session") if hasattr(orm, name)))
 
 
 def _is_psycopg(given: Any) -> bool:

@@ -1,15 +1,18 @@
 """A guardian whose workers are forks of itself.
 
-What ``celery worker`` imports takes more than a second of processor time, in each of a thousand workers. Here it is
-imported once in each test process. All else is as when the program ``celery`` is started: a process of its own in a
-session of its own, with its own arguments, environment and log, ended by the guardian, and by the interpreter's end.
-The tests of the examples, the pages and the demo start that program itself; so does this where there is no Linux.
+What ``celery worker`` imports takes more than a second of processor time, in each of hundreds of workers. Here it is
+imported once in each test process. Each worker is a process of its own in a session of its own, with its own arguments,
+environment and log, and ends as an interpreter does. Other than with the program ``celery``: all workers of a test
+process hash strings alike, variables for the interpreter itself have no effect, and what is imported here cannot be
+shadowed. The tests of the examples, the pages and the demo start that program itself; so does this where there is no
+Linux, and for a worker with imports of its own.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import time
 from functools import cache
@@ -22,8 +25,6 @@ from jobsync_celery.servers import guardian
 from jobsync_celery.servers.process import Guard
 
 _LINUX = sys.platform.startswith("linux")
-#: Patches what has been imported here already.
-_PATCHING_POOLS = {"gevent", "eventlet"}
 
 
 class Nursery(Guard):
@@ -49,6 +50,12 @@ def nursery() -> Guard:
     return Nursery(None) if _LINUX else Guard(None)
 
 
+def program(*, forked: bool) -> list[str]:
+    """How ``celery`` is asked for: a fork of the guardian, or, in any guardian, a program started anew."""
+    folder = Path(sys.executable).parent
+    return [str(folder / "celery")] if forked else [sys.executable, str(folder / "celery")]
+
+
 class _Born(BaseException):
     """Raised in the fork, to leave what only the guardian does."""
 
@@ -63,14 +70,17 @@ class _Forking(guardian.Guardian):
     _born = False
 
     def _run(self, request: dict[str, Any]) -> dict[str, Any]:
-        argv = request["argv"]
-        if os.path.basename(argv[0]) != "celery" or not _PATCHING_POOLS.isdisjoint(argv):
+        if os.path.basename(request["argv"][0]) != "celery":
             return super()._run(request)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            return {"error": str(error)}
         if pid:
-            self.farewells[pid] = request["farewell"]
+            self.begun(pid, request["farewell"])
             return {"pid": pid}
         self._born = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         guardian._prctl(guardian._PR_SET_PDEATHSIG, request["farewell"])
         raise _Born(request)
 
@@ -81,7 +91,6 @@ class _Forking(guardian.Guardian):
 
 def _become(request: dict[str, Any]) -> None:
     """Make this fork what the program would have been."""
-    guardian.signal.signal(guardian.signal.SIGTERM, guardian.signal.SIG_DFL)
     os.setsid()
     log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -116,7 +116,7 @@ class Site:
             options: come after ``celery worker``.
             jobsync, conf: settings of this worker only.
             off: without coordination.
-            path: a further folder for its imports.
+            path: a further folder for its imports, which may shadow others.
             broker: another way to the broker.
         """
         settings = self.settings(**(jobsync or {}))
@@ -133,7 +133,9 @@ class Site:
         }
         if "-c" not in options:
             options = ("-c", "2", *options)
-        local = LocalWorker(self.node(name), ["--without-mingle", "--without-gossip", *options], env, self.folder)
+        local = LocalWorker(
+            self.node(name), ["--without-mingle", "--without-gossip", *options], env, self.folder, forked=not path
+        )
         worker = Worker(local, self.app)
         self.workers.append(worker)
         return worker

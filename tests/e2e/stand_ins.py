@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 from pytest_celery import CeleryTestContainer, CeleryTestSetup, CeleryTestWorker
 
-from e2e.nursery import Nursery, nursery
+from e2e.nursery import Nursery, nursery, program
 from e2e.waiting import until
 
 
@@ -46,9 +46,13 @@ class LocalServer(CeleryTestContainer):
 class LocalWorker(CeleryTestContainer):
     """A ``celery worker`` process below a guardian, which ends it with the test process whatever ends that."""
 
-    def __init__(self, name: str, options: Sequence[str], env: Mapping[str, str], folder: Path) -> None:
+    def __init__(
+        self, name: str, options: Sequence[str], env: Mapping[str, str], folder: Path, *, forked: bool = True
+    ) -> None:
         self._guard = nursery()
+        self._forked = forked
         self._pids: list[int] = []
+        self._ends: dict[int, int] = {}
         self._name = name
         self._options = list(options)
         self._env = {**os.environ, **env}
@@ -59,13 +63,13 @@ class LocalWorker(CeleryTestContainer):
 
     def begin(self) -> None:
         """Start the process, or another one after it has ended."""
-        python = [os.path.join(os.path.dirname(os.sys.executable), "celery")]
         self.pid = self._guard.run(
-            [*python, "-A", "e2e.app", "worker", "-n", self._name, "-l", "INFO", *self._options],
+            [*program(forked=self._forked), "-A", "e2e.app", "worker", "-n", self._name, "-l", "INFO", *self._options],
             env=self._env,
             cwd=self._folder,
             log=self._log,
         )
+        self._ends.pop(self.pid, None)
         self._pids.append(self.pid)
 
     @property
@@ -83,7 +87,9 @@ class LocalWorker(CeleryTestContainer):
     @property
     def exit_code(self) -> int | None:
         """How the process ended; None while it runs."""
-        return self._guard.exit_code(self.pid)
+        if self.pid not in self._ends and (code := self._guard.exit_code(self.pid)) is not None:
+            self._ends[self.pid] = code  # others may get its number
+        return self._ends.get(self.pid)
 
     def reload(self) -> None:
         pass
@@ -119,11 +125,14 @@ class LocalWorker(CeleryTestContainer):
 
     def teardown(self) -> None:
         """End it, and what its earlier lives left behind."""
-        self._guard.kill(self.pid)
+        if self.exit_code is None:
+            self._guard.kill(self.pid)
         if isinstance(self._guard, Nursery):
-            for process in self._guard.descendants(*self._pids):
+            left = self._guard.descendants(*self._pids)
+            for process in left:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
+            psutil.wait_procs(left, timeout=10)
 
 
 class Worker(CeleryTestWorker):

@@ -50,10 +50,20 @@ def test_after_a_lost_connection_others_have_seconds_to_notice_that_the_broker_i
     clock.now += 2 * LIMIT
     assert pulse.shaken()
     pulse.connected()
-    clock.now += 4.9
+    clock.now += 7.9
     assert pulse.shaken()
     clock.now += 0.2
     assert not pulse.shaken()
+
+
+def test_a_connection_that_is_lost_again_before_it_was_of_use_has_been_away_since_the_first_time(clock: Clock) -> None:
+    pulse = Pulse(clock=clock)
+    pulse.connected()
+    pulse.disconnected()
+    clock.now += LIMIT
+    pulse.disconnected()
+    clock.now += 0.1
+    assert pulse.cut_off(LIMIT)
 
 
 def test_a_loop_that_stands_still_hangs_unless_there_is_no_connection_to_wait_for(clock: Clock) -> None:

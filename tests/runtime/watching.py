@@ -36,8 +36,8 @@ class Watcher:
         assert answer is not None
         self.leadership.observe(answer, self.clock.now, self.clock.now)
 
-    def tick(self, *, hold_plans: bool = False) -> None:
-        self.leadership.tick(self.clock.now, hold_plans=hold_plans)
+    def tick(self, *, shaken: bool = False) -> None:
+        self.leadership.tick(self.clock.now, shaken=shaken)
 
 
 class Cluster:
