@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,30 @@ import psutil
 
 from jobsync_celery.servers import guardian
 from jobsync_celery.servers.process import Guard
+from jobsync_celery.store.revisions import script
 
+_COMMON = (
+    "alembic.context",
+    "alembic.op",
+    "alembic.operations",
+    "alembic.runtime.migration",
+    "celery.apps.worker",
+    "celery.backends.redis",
+    "celery.bin.celery",
+    "celery.concurrency.prefork",
+    "celery.fixups.django",
+    "celery.worker.autoscale",
+    "celery.worker.consumer",
+    "celery.worker.strategy",
+    "encodings.idna",
+    "jobsync_celery.plugin.install",
+    "jobsync_celery.plugin.redis_broker",
+    "jobsync_celery.plugin.worker",
+    "kombu.transport.pyamqp",
+    "kombu.transport.redis",
+    "psycopg2.extras",
+    "sqlalchemy.dialects.postgresql.psycopg2",
+)
 _LINUX = sys.platform.startswith("linux")
 
 
@@ -107,9 +131,9 @@ def _become(request: dict[str, Any]) -> None:
 
 def _import() -> None:
     """What every worker imports, and nothing of a test's."""
-
-    import jobsync_celery.plugin.redis_broker
-    import jobsync_celery.plugin.worker  # noqa: F401
+    for name in _COMMON:
+        import_module(name)
+    script()  # what creates the tables loads this at the first start of a cluster
 
 
 if __name__ == "__main__":
