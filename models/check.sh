@@ -97,7 +97,7 @@ check_one() {
     if [ "$expected" = holds ]; then
         how=(-O2)
     else
-        how=(-O1) # found soon: building takes longer than searching
+        how=(-O0) # found soon: building takes longer than searching
         [ "$model" = failover ] && how+=(-DBFS) # ... breadth first: depth first would walk a long way past it
     fi
     folder=$(mktemp -d "$scratch/XXXXXX") && cp "$here/$model.pml" "$folder" && cd "$folder" || return 1
