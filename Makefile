@@ -19,7 +19,7 @@ demo: ## watch a cluster of workers share work by key, and prove it
 
 test: ## run all tests
 	@PYTHON="$(PYTHON)" .ci/setup dev rabbitmq
-	@$(PY) -m pytest -q -n 4 --dist loadgroup $(ARGS)
+	@$(PY) -m pytest -q -n 3 --dist loadgroup $(ARGS)
 
 check: ## lint, format, types and layers
 	@PYTHON="$(PYTHON)" .ci/setup dev

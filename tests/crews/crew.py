@@ -266,6 +266,12 @@ class Crew:
             cursor.execute(query, values or None)
             return list(cursor.fetchall())
 
+    def execute(self, statements: str) -> None:
+        """Change something."""
+        with closing(psycopg2.connect(self._url.replace("+psycopg2", ""))) as connection, connection.cursor() as cursor:
+            cursor.execute(statements)
+            connection.commit()
+
     def shares(self) -> dict[str, int]:
         """How many partitions each node has; nothing while some are nobody's or on their way."""
         rows = self.rows("SELECT target, owner, count(*) FROM sync_partition GROUP BY 1, 2")

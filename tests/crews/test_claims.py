@@ -22,6 +22,12 @@ MEMBERS = 5
 BALANCE = 0.1
 #: Four times what chance does to a share.
 CHANCE = 4 * (MEMBERS / COUNT * (1 - 1 / MEMBERS)) ** 0.5
+#: One takes its time, so that it can be killed in the middle however busy the machine is.
+SLOWLY = """
+CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN IF NEW.node = '{node}' THEN PERFORM pg_sleep(0.02); END IF; RETURN NEW; END $$;
+CREATE TRIGGER take_time BEFORE INSERT ON sync_audit FOR EACH ROW EXECUTE FUNCTION take_time();
+"""
 Note = Callable[[str, object], None]
 
 pytestmark = pytest.mark.slow
@@ -56,6 +62,7 @@ def test_each_id_is_won_by_one_and_written_down_once_though_one_is_killed_in_the
     for member in members:
         assert set(member.order("own", ids)) == set(won[member.name])
     killed, *survivors = reversed(members)
+    crew.execute(SLOWLY.format(node=killed.name))
     for member in members:
         member.begin("work", COUNT, SEED)
     until(lambda: wrote(crew, killed.name), "it has begun", every=0.005)

@@ -22,6 +22,7 @@ def broker_url(redis_url: str) -> str:
 
 
 @pytest.mark.redis
+@pytest.mark.timeout(300)
 @pytest.mark.cluster(jobsync={"partitions": 64, "minimum_nodes": 5, "wait_on_enter": 2})
 def test_workers_that_start_within_the_window_share_ten_thousand_tasks_evenly(site: Site) -> None:
     rng = Random(5)

@@ -55,6 +55,7 @@ def test_an_outage_longer_than_the_lease_loses_doubles_and_evicts_nothing(
 
 @pytest.mark.timeout(300)
 @pytest.mark.cluster("w1", "w2", "w3")
+@pytest.mark.parametrize("broker_url", [pytest.param("redis", marks=pytest.mark.redis)], indirect=True)
 def test_a_minute_without_postgresql_under_load_loses_doubles_and_evicts_nothing(
     celery_setup: Any, site: Site, postgres: PrivatePostgres
 ) -> None:

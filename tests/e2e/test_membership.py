@@ -88,19 +88,6 @@ def test_a_joining_worker_has_its_share_soon_and_moves_are_minimal(
 
 
 @pytest.mark.cluster(*THREE, jobsync={"partitions": 12})
-def test_a_rolling_restart_under_load_loses_and_doubles_nothing(celery_setup: Any, site: Site) -> None:
-    with load(site, keys=100, sec=0.005, pause=0.002) as stream:
-        for worker in celery_setup.worker_cluster:
-            worker.stop()
-            worker.container.begin()
-            site.until_shared(*THREE)
-        until(lambda: len(stream.results) >= 1500, "enough was published")
-    site.until_ended(*stream.ids)
-    site.assert_once(stream.ids)
-    site.assert_brokers_are_empty()
-
-
-@pytest.mark.cluster(*THREE, jobsync={"partitions": 12})
 def test_sigkill_under_load_loses_nothing_and_repeats_only_what_it_cut_off(celery_setup: Any, site: Site) -> None:
     first, second, _ = celery_setup.worker_cluster
     killed: dict[str, float] = {}

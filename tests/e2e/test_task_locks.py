@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 
 from e2e.history import Run, now
-from e2e.load import load
 from e2e.site import HEARTBEAT, TIMEOUT, Site
 from e2e.waiting import until
 
@@ -178,28 +176,5 @@ def test_a_task_may_be_for_certain_nodes_whatever_its_key(celery_setup: Any, sit
     assert nodes_of(site, *(result.id for result in without)) == {site.node("cpu1")}
     gpu.stop()
     assert run_now(site, keys[0], 10, "gpu").node == site.node("cpu1")
-    site.assert_serial()
-    site.assert_brokers_are_empty()
-
-
-@pytest.mark.cluster("cpu1", "cpu2", "gpu1", jobsync={"partitions": 12})
-def test_locks_come_and_go_under_load_while_workers_restart(celery_setup: Any, site: Site) -> None:
-    rng, jobsync = Random(7), site.app.jobsync
-    keys = [f"key{n}" for n in range(60)]
-    with load(site, sec=0.01, pause=0.004) as stream:
-        for round_, worker in enumerate(celery_setup.worker_cluster):
-            for _ in range(20):
-                chosen = rng.sample(keys, 5)
-                jobsync.register_locks_bulk([(key, rng.choice(("gpu%", "cpu%", "%")), None) for key in chosen])
-                for key in rng.sample(keys, 3):
-                    jobsync.clear_lock(key)
-            worker.kill("SIGKILL") if round_ == 1 else worker.stop()
-            worker.container.wait()
-            worker.container.begin()
-            site.until_shared("cpu1", "cpu2", "gpu1")
-        jobsync.clear_all_locks()
-        until(lambda: len(stream.results) >= 1500, "enough was published")
-    site.until_ended(*stream.ids)
-    assert {claim["state"] for claim in site.settled(*stream.ids)} == {"done"}
     site.assert_serial()
     site.assert_brokers_are_empty()

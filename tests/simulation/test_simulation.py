@@ -43,6 +43,7 @@ SCHEDULES = settings(
     report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
+pytestmark = pytest.mark.timeout(300)
 #: The first schedule that fails will do.
 HUNT = settings(SCHEDULES, phases=[Phase.generate], verbosity=Verbosity.quiet)
 
