@@ -24,9 +24,12 @@ BALANCE = 0.1
 CHANCE = 4 * (MEMBERS / COUNT * (1 - 1 / MEMBERS)) ** 0.5
 #: One takes its time, so that it can be killed in the middle however busy the machine is.
 SLOWLY = """
-CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN IF NEW.node = '{node}' THEN PERFORM pg_sleep(0.02); END IF; RETURN NEW; END $$;
-CREATE TRIGGER take_time BEFORE INSERT ON sync_audit FOR EACH ROW EXECUTE FUNCTION take_time();
+CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF EXISTS (SELECT FROM written WHERE node = '{node}') THEN PERFORM pg_sleep(0.2); END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER take_time AFTER INSERT ON sync_audit REFERENCING NEW TABLE AS written
+    FOR EACH STATEMENT EXECUTE FUNCTION take_time();
 """
 Note = Callable[[str, object], None]
 
