@@ -64,7 +64,7 @@ def back_up(tx: Connection, store: Store, tokens: TokenMap) -> Plan | None:
     if all(seat.target is None for seat in store.partitions.seats(tx)):
         return None
     leader = leads(store.nodes.members(tx))
-    renews = leader is not None and not leader.draining and (leader.timeout is None or leader.age < leader.timeout)
+    renews = leader is not None and leader.timeout is not None and leader.age < leader.timeout
     return rebalance(tx, store, tokens, "backstop", keep_draining=renews)[0]
 
 

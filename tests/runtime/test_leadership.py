@@ -188,6 +188,17 @@ def test_beat_leaves_who_drains_to_a_leader_that_renews(cluster: Cluster) -> Non
     assert counts(cluster.store, "target") == {"a": 64}
 
 
+def test_beat_hands_over_what_a_draining_node_has_if_the_leader_is_silent(cluster: Cluster) -> None:
+    cluster.settled("a", "b", "c")
+    drain(cluster, "b")
+    rows(
+        cluster.store,
+        "UPDATE {node} SET last_heartbeat = last_heartbeat - interval '11 s' WHERE name = 'a' RETURNING 1",
+    )
+    back_up_all(cluster)
+    assert "b" not in counts(cluster.store, "target")
+
+
 def back_up_all(cluster: Cluster) -> None:
     with cluster.store.database.transaction() as tx:
         back_up(tx, cluster.store, SHAPE.tokens)
