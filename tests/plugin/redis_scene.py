@@ -87,11 +87,21 @@ def client(redis_url: str) -> redis.Redis:
 class Worker:
     """Consumes with a channel of its own; keeps what it got."""
 
-    def __init__(self, url: str, *names: str, safe: bool = True, prefetch: int = 0, **options: Any) -> None:
+    def __init__(
+        self,
+        url: str,
+        *names: str,
+        safe: bool = True,
+        prefetch: int = 0,
+        look_sec: float | None = None,  #: how long the channel waits for a push before it looks all the same
+        **options: Any,
+    ) -> None:
         self.connection = Connection(url, transport_options=options)
         if safe:
             self.connection.transport_cls = safe_transport(self.connection.get_transport_cls())
         self.channel = self.connection.channel()
+        if look_sec is not None:
+            self.channel.brpop_timeout = look_sec
         self.messages: list[Any] = []
         self.on_message: Callable[[Any], object] = lambda message: None
         self.consumer = Consumer(
@@ -172,14 +182,13 @@ def unacked(client: redis.Redis) -> list[int]:
     return sorted(body_number(json.loads(entry)[0]) for entry in client.hvals("unacked"))
 
 
-def turn(hub: Hub, until: Callable[[], object], timeout: float = 5.0) -> float:
-    """Run the event loop until something holds; how long it took."""
+def turn(hub: Hub, until: Callable[[], object], timeout: float = 5.0) -> None:
+    """Run the event loop until something holds."""
     start = time.monotonic()
     loop = hub.loop
     while not until():
         assert time.monotonic() - start < timeout
         next(loop)
-    return time.monotonic() - start
 
 
 LAME = ["--rename-command", "CLIENT", ""]

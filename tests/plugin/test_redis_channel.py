@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -32,6 +33,9 @@ from jobsync_celery.plugin.redis_channel import (
     restore_unacked,
     safe_transport,
 )
+
+#: Seconds, longer than any test waits: what comes nevertheless was told of.
+NEVER = 600
 
 
 @pytest.mark.timeout(180)
@@ -107,36 +111,32 @@ def test_prefetch_is_respected(redis_url, client, worker, prefetch) -> None:
 
 
 def test_a_push_ends_an_idle_wait_at_once(redis_url, client, worker) -> None:
-    one = worker(*[f"q{n}" for n in range(32)])
+    one = worker(*[f"q{n}" for n in range(32)], look_sec=NEVER)
     with Connection(redis_url) as connection:
         producer = Producer(connection)
         for n in range(20):
             one.settle_idle()
             commands = client.info("commandstats")["cmdstat_evalsha"]["calls"]
-            start = time.monotonic()
             producer.publish({"n": n}, routing_key=f"q{n}", priority=n % 10)
-            one.drain(n + 1)
-            assert time.monotonic() - start < 0.05
+            assert one.drain(n + 1) == list(range(n + 1))
             assert client.info("commandstats")["cmdstat_evalsha"]["calls"] <= commands + 2
-    assert one.numbers == list(range(20))
 
 
 def test_an_idle_channel_hardly_asks(redis_url, client, worker) -> None:
     one = worker("q")
     one.settle_idle()
     client.config_resetstat()
+    start = time.monotonic()
     one.drain(1, timeout=2.5)
-    assert client.info("commandstats")["cmdstat_evalsha"]["calls"] <= 3
+    assert client.info("commandstats")["cmdstat_evalsha"]["calls"] <= 1 + time.monotonic() - start  # once a second
 
 
 def test_a_queue_added_while_idle_is_served_at_once(redis_url, worker) -> None:
     publish(redis_url, "late", [1])
-    one = worker("early")
+    one = worker("early", look_sec=NEVER)
     one.settle_idle()
-    start = time.monotonic()
     one.add("late")
     assert one.drain(1) == [1]
-    assert time.monotonic() - start < 0.05
 
 
 def test_a_cancelled_queue_delivers_nothing_more(redis_url, client, worker) -> None:
@@ -178,7 +178,7 @@ def test_messages_without_acknowledgement_are_not_recorded(redis_url, client, wo
 @pytest.mark.parametrize("options", [[], LAME])
 def test_the_event_loop_wakes_adds_pauses_and_resumes(tmp_path, options) -> None:
     with server(tmp_path, *options) as url:
-        one = Worker(url, "q", prefetch=2)
+        one = Worker(url, "q", prefetch=2, look_sec=NEVER)
         hub = Hub()
         one.connection.register_with_event_loop(hub)
         turn(hub, lambda: one.channel._waiting)
@@ -186,7 +186,7 @@ def test_the_event_loop_wakes_adds_pauses_and_resumes(tmp_path, options) -> None
         for n in range(5):
             publish(url, "q", [n])
             if n < 2:
-                assert turn(hub, lambda n=n: len(one.messages) == n + 1) < 0.1
+                turn(hub, lambda n=n: len(one.messages) == n + 1)
                 turn(hub, lambda: one.channel._waiting or not one.channel.qos.can_consume())
         publish(url, "late", [10])
         one.add("late")
@@ -195,7 +195,7 @@ def test_the_event_loop_wakes_adds_pauses_and_resumes(tmp_path, options) -> None
         assert one.numbers == [0, 1]
         one.messages[0].ack()
         one.messages[1].ack()
-        assert turn(hub, lambda: len(one.messages) == 4) < 0.1
+        turn(hub, lambda: len(one.messages) == 4)
         one.on_message = lambda message: message.ack()
         one.messages[2].ack()
         one.messages[3].ack()
@@ -232,11 +232,13 @@ def test_a_server_without_tracking_is_polled(tmp_path, caplog, monkeypatch, refu
     with server(tmp_path, *([] if refusal == "protocol" else refusal)) as url:
         one = Worker(url, "q")
         one.settle_idle()
+        waits = []
         for n in range(5):
-            start = time.monotonic()
             publish(url, "q", [n])
+            start = time.monotonic()
             assert one.drain(n + 1) == list(range(n + 1))
-            assert time.monotonic() - start < 0.3
+            waits.append(time.monotonic() - start)
+        assert statistics.median(waits) < 0.5  # IDLE_POLL; not the second of a server that reports
         assert caplog.text.count("does not report pushes") == 1
         one.close()
 

@@ -205,7 +205,7 @@ def test_a_full_server_is_still_consumed_from(redis_url, client, worker) -> None
 
 @pytest.mark.parametrize("moment", ["waiting", "asked"])
 def test_a_lost_connection_is_replaced_and_still_wakes(redis_url, client, worker, moment) -> None:
-    one = worker("q")
+    one = worker("q", look_sec=600)
     one.settle_idle()
     if moment == "asked":
         one.channel._stale = True
@@ -214,10 +214,8 @@ def test_a_lost_connection_is_replaced_and_still_wakes(redis_url, client, worker
     with pytest.raises(one.connection.connection_errors):
         one.drain(1, timeout=3)
     one.settle_idle()
-    start = time.monotonic()
     publish(redis_url, "q", [1])
     assert one.drain(1) == [1]
-    assert time.monotonic() - start < 0.2
 
 
 def test_a_flushed_script_cache_is_filled_again(redis_url, client, worker) -> None:
