@@ -72,18 +72,17 @@ def _labelled(book: Notebook, label: str) -> Any:
 
 
 def _watch(app: Celery, book: Notebook) -> None:
-    """Note what ``owns`` says, whenever that changes, and after each pause of the whole process."""
+    """Note what ``owns`` says, whenever that changes, and at least every half second that the process runs."""
     keys = keys_of_partitions(app)
 
     def watch() -> None:
-        before, owned, last = now(), None, 0.0
+        owned, last = None, 0.0
         while True:
             asked = now()
             found = [number for number, key in keys.items() if app.jobsync.owns(key)]
             if found != owned or asked - last > 0.5:
-                book.line("owns", partitions=found, asked=asked, paused=round(asked - before, 3))
+                book.line("owns", partitions=found, asked=asked)
                 owned, last = found, asked
-            before = now()
             time.sleep(_LOOK_SEC)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -149,7 +149,7 @@ def test_a_stopped_worker_owns_nothing_when_it_wakes_and_its_receivers_hear_that
         second.thaw()
     site.until_shared("w1", "w2")
     told = ledger(site)
-    woken = next(line for line in told.of("owns", pid) if line["paused"] > 1.0)
+    woken = next(line for line in told.of("owns", pid) if line["asked"] > thawed)
     assert woken["partitions"] == [], f"it had {before} when it was stopped"
     revoked = next(line for line in told.of("revoked", pid) if line["at"] > thawed)
     ordinary = {number for number in revoked["partitions"] if number < 8}  # the others carry locked keys

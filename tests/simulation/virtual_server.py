@@ -12,6 +12,7 @@ Everything lives in the schema ``sim``, which stands before ``pg_catalog`` in ev
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -71,6 +72,7 @@ class VirtualServer:
         self._connection = psycopg2.connect(url.replace("+psycopg2", ""))
         self._connection.autocommit = True
         self._cursor = self._connection.cursor()
+        self._one_at_a_time = threading.Lock()  # actors ask, too, each in a thread of its own
         self._execute(_FRAME)
         self._clock: int | None = None
 
@@ -89,8 +91,7 @@ class VirtualServer:
 
     def replace_function(self, name: str, change: dict[str, str]) -> None:
         """Put other words into the body of one of the product's functions; for mutants."""
-        self._execute("SELECT pg_get_functiondef(%s::regproc)", (f"sim.{name}",))
-        ((body,),) = self._cursor.fetchall()
+        ((body,),) = self._execute("SELECT pg_get_functiondef(%s::regproc)", (f"sim.{name}",))
         for old, new in change.items():
             assert old in body, f"{old!r} is not in {name} any more"
             body = body.replace(old, new)
@@ -105,16 +106,16 @@ class VirtualServer:
 
     def news(self) -> list[Entry]:
         """What was committed since the last call."""
-        self._execute(
+        rows = self._execute(
             "WITH news AS (DELETE FROM sim.journal RETURNING *)"
             " SELECT tx, session, source, before, after FROM news ORDER BY id"
         )
-        return [Entry(*row) for row in self._cursor.fetchall()]
+        return [Entry(*row) for row in rows]
 
     def waits(self, pids: list[int]) -> dict[int, list[int]]:
         """Which of these sessions wait for a lock, and for whom."""
-        self._execute("SELECT pid, pg_blocking_pids(pid) FROM unnest(%s::int[]) AS pid", (pids,))
-        return {pid: blockers for pid, blockers in self._cursor.fetchall() if blockers}
+        rows = self._execute("SELECT pid, pg_blocking_pids(pid) FROM unnest(%s::int[]) AS pid", (pids,))
+        return {pid: blockers for pid, blockers in rows if blockers}
 
     def cancel(self, pid: int) -> None:
         """End a session's statement, as a timeout does."""
@@ -127,13 +128,15 @@ class VirtualServer:
             time.sleep(0.0005)  # pg_terminate_backend's own waiting looks every 100 ms
 
     def _exists(self, pid: int) -> bool:
-        self._execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", (pid,))
-        ((count,),) = self._cursor.fetchall()
+        ((count,),) = self._execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", (pid,))
         return bool(count)
 
     def close(self) -> None:
         """End the simulation's own session."""
         self._connection.close()
 
-    def _execute(self, statement: str, parameters: tuple[Any, ...] | None = None) -> None:
-        self._cursor.execute(statement, parameters)
+    def _execute(self, statement: str, parameters: tuple[Any, ...] | None = None) -> list[Any]:
+        """The rows of the statement, if it has any."""
+        with self._one_at_a_time:
+            self._cursor.execute(statement, parameters)
+            return self._cursor.fetchall() if self._cursor.description else []
