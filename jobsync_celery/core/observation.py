@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,23 +10,25 @@ from typing import NamedTuple
 SLEW = 0.0005
 _LONGEST_TEXT = 255
 _MOST_RETRIES = 1 << 31
-#: Not escaped to ASCII: a record must fit into what a pipe takes whole.
-_quoted = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def description(task_name: str, key: str | None, task_id: str, retries: int, redelivered: bool) -> str:
-    """What is run, as elements of a JSON array: only the database reads it.
+class Run(NamedTuple):
+    """What is run; ``key`` is None if none could be computed."""
 
-    Arguments:
-        key: None if none could be computed.
-    """
-    count = retries if type(retries) is int and 0 <= retries < _MOST_RETRIES else 0  # messages may say anything
-    again = "true" if redelivered else "false"
-    text = "null" if key is None else _quoted(key)
-    return f"{count},{again},{_quoted(_storable(task_id))},{_quoted(_storable(task_name))},{text}"
+    task_name: str
+    key: str | None
+    task_id: str
+    retries: int
+    redelivered: bool
 
 
-def _storable(value: object) -> str:
+def storable(task_name: str, key: str | None, task_id: str, retries: int, redelivered: bool) -> Run:
+    """The run as it can be stored: whatever its message says, but the key, which is valid."""
+    count = retries if type(retries) is int and 0 <= retries < _MOST_RETRIES else 0
+    return Run(_text(task_name), key, _text(task_id), count, bool(redelivered))
+
+
+def _text(value: object) -> str:
     """What can be stored as text, and is not too long."""
     text = str(value)[:_LONGEST_TEXT]
     if text.isascii() and "\0" not in text:
@@ -63,8 +64,7 @@ class ClockReading:
 class Observation(NamedTuple):
     """A run by the database's clock, in seconds, give or take ``error``; ``until`` is None while it runs.
 
-    Of a ``lost`` run, whose process died under it, ``until`` is when it was last known to run. ``run`` is its
-    description.
+    Of a ``lost`` run, whose process died under it, ``until`` is when it was last known to run.
     """
 
     number: int
@@ -72,24 +72,26 @@ class Observation(NamedTuple):
     until: float | None
     error: float
     state: str
-    run: str
+    run: Run
 
 
 @dataclass(slots=True)
 class Sight:
     """A run as an observer knows it; ``at`` and ``until`` are of the boot clock.
 
-    ``began`` is by the database's, and set once it was converted, for it names the run's row.
+    ``began`` is by the database's, and set once it was converted, for it names the run's row. ``sent`` is whether the
+    database may have a row of it, ``written`` whether it has.
     """
 
     number: int
     place: tuple[int, int]
     at: float
-    run: str
+    run: Run
     state: str = "running"
     until: float | None = None
     began: float | None = None
     error: float = 0.0
+    sent: bool = False
     written: bool = False
 
     def observation(self, reading: ClockReading) -> Observation:
@@ -130,12 +132,11 @@ class Notebook:
         """The processes in which a run is going on."""
         return {pid for pid, _ in self._open}
 
-    def begin(self, pid: int, number: int, at: float, run: str, dropped: int) -> None:
+    def begin(self, pid: int, number: int, at: float, run: Run, dropped: int) -> None:
         """A run began in this process, as its ``number``.
 
         Arguments:
             at: when, by the boot clock.
-            run: its description.
             dropped: how many runs the process could not tell of so far.
         """
         self._dropped[pid] = dropped

@@ -7,8 +7,8 @@ import threading
 from contextlib import closing
 from datetime import timedelta
 
-from jobsync_celery.core.observation import ClockReading, Notebook, Sight
-from jobsync_celery.errors import StoreError, StoreUnavailable
+from jobsync_celery.core.observation import ClockReading, Notebook, Observation, Sight
+from jobsync_celery.errors import SchemaOutdated, StoreError, StoreUnavailable
 from jobsync_celery.runtime.clock import boot_clock
 from jobsync_celery.runtime.events import Events
 from jobsync_celery.runtime.recorder import Recorder
@@ -94,7 +94,8 @@ class Observer:
             return False
         except StoreError as error:
             self._interrupt(error)
-            self._number = None  # the tables may be gone, and made anew
+            if isinstance(error, SchemaOutdated):
+                self._number = None  # the tables are gone, and made anew
             return False
         if self._interrupted:
             self._interrupted = False
@@ -119,10 +120,13 @@ class Observer:
 
     def _put(self, link: Link, number: int, page: list[Sight]) -> bool:
         reading = self._read_clock(link)
-        rows = [sight.observation(reading) for sight in page]
+        new, again = list[Observation](), list[Observation]()
+        for sight in page:
+            (again if sight.sent or sight.state == "running" else new).append(sight.observation(reading))
+            sight.sent = True
         seen = self._seen + reading.offset - reading.error_at(self._seen)
         try:
-            if not self._store.write(link, number, seen, self.notebook.dropped, rows):
+            if not self._store.write(link, number, seen, self.notebook.dropped, new, again):
                 return False
         except StoreUnavailable:
             raise

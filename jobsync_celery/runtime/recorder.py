@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from typing import Protocol
 
-from jobsync_celery.core.observation import description
+from jobsync_celery.core.observation import Run, storable
 from jobsync_celery.runtime.clock import boot_clock
 
 try:
@@ -32,7 +32,7 @@ _LONGEST = select.PIPE_BUF - _SIZE.size
 class Listener(Protocol):
     """Who is told of runs: a :class:`~jobsync_celery.core.observation.Notebook`."""
 
-    def begin(self, pid: int, number: int, at: float, run: str, dropped: int) -> None:
+    def begin(self, pid: int, number: int, at: float, run: Run, dropped: int) -> None:
         """A run began."""
 
     def end(self, pid: int, number: int, at: float) -> None:
@@ -108,7 +108,7 @@ class Recorder:
                     listener.end(*record)
                 else:
                     pid, number, when, *run, dropped = record
-                    listener.begin(pid, number, when, description(*run), dropped)
+                    listener.begin(pid, number, when, storable(*run), dropped)
                 at = end
             self._rest = data[at:]
 

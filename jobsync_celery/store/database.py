@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import weakref
@@ -22,11 +23,12 @@ from jobsync_celery.store.failures import translated
 from jobsync_celery.store.link import Link, Row
 from jobsync_celery.store.watchdog import Watchdog
 
-__all__ = ["Connection", "Database", "Link", "Row", "Tables", "Timeouts", "set_patience", "translated"]
+__all__ = ["Connection", "Database", "Link", "Row", "Tables", "Timeouts", "copy_in", "set_patience", "translated"]
 
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]*")
 _LONGEST_SUFFIX = len("rebalance_triggered_at")
 _PATIENCE = "jobsync_patience"
+_COPIED = "jobsync_copied"
 
 # One round trip; false means for the session. With synchronous_commit 'off' or 'local' as the server's
 # default, a crash or failover would revive older leases and claims.
@@ -195,8 +197,16 @@ class Database:
     def _execute_watched(self, cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
         patience = context.execution_options.get(_PATIENCE, self.timeouts.statement)
         with self._watchdog.watching(cursor.connection.fileno(), patience + self.timeouts.tcp_user):
-            cursor.execute(statement, parameters)
+            if (copied := context.execution_options.get(_COPIED)) is None:
+                cursor.execute(statement, parameters)
+            else:
+                cursor.copy_expert(statement, io.BytesIO(copied), len(copied))  # in one piece: each takes the GIL
         return True
+
+
+def copy_in(tx: Connection, sql: TextClause, copied: bytes) -> None:
+    """Run ``COPY … FROM STDIN`` within a transaction, with this as its input."""
+    tx.execute(sql, execution_options={_COPIED: copied})
 
 
 def set_patience(tx: Connection, seconds: float, silence: float | None = None) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import NamedTuple
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobsync_celery.core.observation import SLEW, ClockReading, Notebook, Sight, description
+from jobsync_celery.core.observation import SLEW, ClockReading, Notebook, Run, Sight, storable
 
 DELAYS = st.floats(0, 2)
 #: The database's clock runs faster or slower than the boot clock by so much, and is so far from it.
@@ -50,21 +49,21 @@ def test_after_the_database_s_clock_was_set_the_newer_reading_counts_however_rou
     st.integers(0, 9),
     st.booleans(),
 )
-def test_a_description_is_json_of_what_can_be_stored(
+def test_a_run_is_stored_as_it_is_or_as_what_can_be_stored(
     name: str, key: str | None, task_id: str, retries: int, redelivered: bool
 ) -> None:
-    told = json.loads(f"[{description(name, key, task_id, retries, redelivered)}]")
-    stored = [text[:255].replace("\0", "?").encode("utf-8", "replace").decode() for text in (task_id, name)]
-    assert told == [retries, redelivered, *stored, key]
+    stored = [text[:255].replace("\0", "?").encode("utf-8", "replace").decode() for text in (name, task_id)]
+    assert storable(name, key, task_id, retries, redelivered) == (stored[0], key, stored[1], retries, redelivered)
 
 
-def test_what_a_message_says_of_retries_need_not_be_believed() -> None:
+def test_what_a_message_says_of_retries_or_its_id_need_not_be_believed() -> None:
     for retries in ("3", None, 1.5, -1, 1 << 31, True):
-        assert description("t", "k", "id", retries, False).startswith("0,")  # type: ignore[arg-type]
+        assert storable("t", "k", "id", retries, False).retries == 0  # type: ignore[arg-type]
+    assert storable("t", "k", 17, 0, None) == ("t", "k", "17", 0, False)  # type: ignore[arg-type]
 
 
 class Began(NamedTuple):
-    """A run began; its description is its task's id here."""
+    """A run began."""
 
     pid: int
     number: int
@@ -72,8 +71,8 @@ class Began(NamedTuple):
     dropped: int = 0
 
     @property
-    def run(self) -> str:
-        return f"{self.pid}-{self.number}"
+    def run(self) -> Run:
+        return Run("t", "k", f"{self.pid}-{self.number}", 0, False)
 
 
 class Ended(NamedTuple):
@@ -96,7 +95,7 @@ class Writer:
 
     def __init__(self, notebook: Notebook) -> None:
         self.notebook = notebook
-        self.rows: dict[int, tuple[str, str]] = {}
+        self.rows: dict[int, tuple[Run, str]] = {}
         self.writes = 0
 
     def write(self, now: float, limit: int = 100) -> list[Sight]:
@@ -165,7 +164,7 @@ def test_of_a_dead_process_the_last_time_it_was_seen_counts_and_never_one_before
     assert notebook.pids == {8}
 
 
-def test_what_finds_no_room_is_counted_and_so_is_what_its_process_left_out() -> None:
+def test_what_finds_no_room_or_is_refused_is_counted_and_so_is_what_its_process_left_out() -> None:
     notebook = Notebook(3)
     for number in range(5):
         tell(notebook, Began(1, number, dropped=2))
@@ -178,7 +177,7 @@ def test_what_finds_no_room_is_counted_and_so_is_what_its_process_left_out() -> 
 
 
 def test_an_end_is_never_before_its_begin_even_if_the_clock_was_set_back_between() -> None:
-    sight = Sight(1, (1, 1), 5.0, "what")
+    sight = Sight(1, (1, 1), 5.0, Began(1, 1).run)
     began = sight.observation(ClockReading(5.0, 100.0, 0.001)).began
     sight.state, sight.until = "ended", 6.0
     told = sight.observation(ClockReading(6.0, 50.0, 0.25))

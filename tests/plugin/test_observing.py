@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from celery import Celery
 
 from jobsync_celery import Job, JobSync, coordinated, current_claim
+from jobsync_celery.core.observation import Run
 from jobsync_celery.errors import ObservedOnly, SettingsError
 from jobsync_celery.plugin.observing import ObserverStep, WorkerObserver
 
@@ -95,10 +95,10 @@ def test_pools_that_would_be_slowed_down_or_are_out_of_reach_are_not_observed_an
 
 
 class Heard(list[Any]):
-    """What was recorded: of a begin retries, redelivered, id, name and key, of an end nothing."""
+    """What was recorded: of a begin what is run, of an end nothing."""
 
-    def begin(self, pid: int, number: int, at: float, run: str, dropped: int) -> None:
-        self.append(json.loads(f"[{run}]"))
+    def begin(self, pid: int, number: int, at: float, run: Run, dropped: int) -> None:
+        self.append(run)
 
     def end(self, pid: int, number: int, at: float) -> None:
         self.append(None)
@@ -122,15 +122,14 @@ def traced(app: Celery, name: str, args: tuple[Any, ...], **request: Any) -> Hea
 
 def test_a_run_is_told_once_with_its_key_and_how_it_came() -> None:
     began, ended = traced(made(SETTINGS), "proj.settle", (7,), retries=2, delivery_info={"redelivered": True})
-    retries, redelivered, _, name, key = began
-    assert (name, key, retries, redelivered) == ("proj.settle", "7", 2, True) and ended is None
+    assert began._replace(task_id="") == Run("proj.settle", "7", "", 2, True) and ended is None
 
 
 @pytest.mark.parametrize("argument", ["no such argument".replace(" ", "_"), "account"])
 def test_a_key_that_cannot_be_read_or_is_none_hinders_nothing(argument: str) -> None:
     app = made({**SETTINGS, "tasks": {"proj.b": argument}})
     began, _ = traced(app, "proj.b", (None,))
-    assert began[-1] is None
+    assert began.key is None
 
 
 def test_a_task_without_a_key_is_not_touched() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jobsync_celery.core.observation import Notebook
+from jobsync_celery.errors import StoreUnavailable
 from jobsync_celery.runtime import observer as module
 from jobsync_celery.runtime.events import Events
 from jobsync_celery.runtime.observer import Observer
@@ -91,6 +92,37 @@ def test_while_the_database_is_away_runs_are_kept_and_then_written(stage: Stage)
     assert stage.states() == {"before": "ended", "during": "ended", "long": "ended"}
     assert [fact for fact, _ in stage.facts] == ["observing_interrupted", "observing_resumed"]
     assert stage.rows("SELECT dropped FROM {observer}") == [(0,)]
+
+
+def test_a_commit_without_an_answer_leaves_each_run_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = stage.observer._store.write
+
+    def unanswered(*told: Any) -> bool:
+        write(*told)
+        raise StoreUnavailable("the connection is lost")
+
+    stage.run("ended")
+    open_run = stage.begin("long")
+    with monkeypatch.context() as patched:
+        patched.setattr(stage.observer._store, "write", unanswered)
+        assert not stage.write()
+    assert stage.states() == {"ended": "ended", "long": "running"}
+    stage.recorder.end(open_run)
+    assert stage.write()
+    assert stage.states() == {"ended": "ended", "long": "ended"}
+    assert stage.rows("SELECT count(*) FROM {observation}") == [(2,)]
+
+
+def test_a_refusal_is_counted_once_and_its_observer_stays_the_same(stage: Stage) -> None:
+    open_run = stage.begin("long")
+    assert stage.write()
+    stage.rows("ALTER TABLE {observation} ADD CONSTRAINT none CHECK (task_id <> 'refused')")
+    stage.run("refused")
+    assert not stage.write()
+    stage.recorder.end(open_run)
+    assert stage.write()
+    assert stage.states() == {"long": "ended"}
+    assert stage.rows("SELECT dropped FROM {observer}") == [(1,)]
 
 
 def test_what_does_not_fit_into_memory_meanwhile_is_left_out_and_counted(stage: Stage) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import threading
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from jobsync_celery.core.observation import Run
 from jobsync_celery.runtime.recorder import Recorder
 
 
@@ -20,13 +20,8 @@ class Begun(NamedTuple):
     pid: int
     number: int
     at: float
-    run: str
+    run: Run
     dropped: int
-
-    @property
-    def told(self) -> list[Any]:
-        """Retries, redelivered, id, name, key."""
-        return json.loads(f"[{self.run}]")  # type: ignore[no-any-return]
 
 
 class Ended(NamedTuple):
@@ -80,9 +75,9 @@ def test_runs_are_read_as_they_were_told_with_what_can_be_stored(recorder: Recor
     began, ended, without = read(recorder)
     assert isinstance(began, Begun) and isinstance(ended, Ended) and isinstance(without, Begun)
     assert (began.pid, began.number) == (os.getpid(), first)
-    assert began.told == [2, True, "a?b?" + "c" * 251, "proj.settle", "ключ"]
+    assert began.run == Run("proj.settle", "ключ", "a?b?" + "c" * 251, 2, True)
     assert (ended.pid, ended.number) == (os.getpid(), first) and ended.at >= began.at
-    assert without.told[-1] is None
+    assert without.run.key is None
     assert read(recorder) == []
 
 

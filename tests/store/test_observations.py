@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobsync_celery.core.observation import Observation, description
+from jobsync_celery.core.observation import Observation, Run
 from jobsync_celery.errors import SchemaOutdated
 from jobsync_celery.store.database import Database
 from jobsync_celery.store.observation_reports import ObservationReports, ObservedTask, Report
@@ -58,12 +58,18 @@ class Stage:
         self.store = Observations(self.database)
         self.link = self.database.link("test")
         self.workers = [self.store.enrol(self.link, ObserverIdentity(f"w{n}", "host", 7, "prefork")) for n in (0, 1)]
+        self.written: set[tuple[int, int]] = set()
         self.zero = self.store.clock(self.link) - NOW / 10
 
     def write(self, worker: int, *rows: Observation) -> None:
-        self.store.write(self.link, self.workers[worker], self.zero + NOW / 10, 0, rows)
+        """Write runs, each as what it is: over and not written before, or not."""
+        new = [each for each in rows if each.until is not None and (worker, each.number) not in self.written]
+        again = [each for each in rows if each not in new]
+        self.written |= {(worker, each.number) for each in rows}
+        self.store.write(self.link, self.workers[worker], self.zero + NOW / 10, 0, new, again)
 
     def put(self, *runs: Seen) -> None:
+        self.written.clear()
         for number, run in enumerate(runs):
             self.write(run.worker, self.row(run, number))
 
@@ -72,7 +78,7 @@ class Stage:
     ) -> Observation:
         until = None if run.until is None else self.zero + run.until / 10
         state = state or ("running" if until is None else "ended")
-        told = description(run.task, run.key, task_id or f"id-{number}", 0, redelivered)
+        told = Run(run.task, run.key, task_id or f"id-{number}", 0, redelivered)
         return Observation(number, self.zero + run.began / 10, until, run.error / 10, state, told)
 
     def report(self, since: float = HOUR, task: str | None = None) -> Report:
@@ -142,6 +148,23 @@ def test_a_run_that_is_written_again_is_one_run_with_its_end(stage: Stage) -> No
     stage.write(0, stage.row(run._replace(until=9), 1))
     [task] = stage.report().tasks
     assert (task.runs, task.running, task.overlapping) == (2, 0, 0)
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(begins=st.lists(st.floats(0, 1e4), min_size=1, max_size=100, unique=True))
+def test_runs_whose_writing_got_no_answer_are_written_again_as_the_same(stage: Stage, begins: list[float]) -> None:
+    stage.execute("TRUNCATE {observation}")
+    run = Run("proj.a", "ключ", "id\t\\N", 1, True)
+    rows = [Observation(n, stage.zero + at, stage.zero + at + 1, 0.1, "ended", run) for n, at in enumerate(begins)]
+    for new, again in ((rows, []), ([], rows)):
+        assert stage.store.write(stage.link, stage.workers[0], stage.zero, 0, new, again)
+    with stage.database.transaction() as tx:
+        stored = tx.execute(stage.database.sql("SELECT * FROM {observation} ORDER BY number")).all()
+    assert [each.number for each in stored] == list(range(len(begins)))
+    assert {(each.task_name, each.task_key, each.task_id, each.retries, each.redelivered) for each in stored} == {run}
+    for each, row in zip(stored, rows, strict=True):
+        assert each.began_on.timestamp() == pytest.approx(row.began, abs=2e-6)
+        assert (each.until - each.began_on).total_seconds() == pytest.approx(1, abs=2e-6)
 
 
 def one_task(stage: Stage) -> ObservedTask:
