@@ -35,7 +35,8 @@ class Ledger:
         self._seat = seat
         self._day = day
         self._events = events
-        self._guard = Guard(store.database.tables.claim, store.database.tables.timeline)
+        tables = store.database.tables
+        self._guard = Guard(tables.claim, tables.timeline, store.database)
         self._link = store.database.link(f"jobsync {seat.name} claims")
         self._turn = threading.RLock()
         self._in_hand: dict[str, Claim] = {}

@@ -330,8 +330,8 @@ class WorkerNode:
 
     def _make_starter(self) -> Starter:
         listeners = Listeners(self._audience, self._cluster.events, let_pass=_ENDS_OF_CHILD)
-        tables = self._cluster.store.database.tables
-        guard = Guard(tables.claim, tables.timeline)
+        database = self._cluster.store.database
+        guard = Guard(database.tables.claim, database.tables.timeline, database)
         return Starter(self.lease, guard, self._tenures, TenureWatch(self._tenures, listeners))
 
     def _make_tenancy(self) -> Tenancy:

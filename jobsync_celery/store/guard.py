@@ -12,6 +12,7 @@ from sqlalchemy import TextClause, text
 
 from jobsync_celery.core.model import Run
 from jobsync_celery.errors import Fenced, StoreError
+from jobsync_celery.store.database import Database
 from jobsync_celery.store.failures import met_a_newer_row
 from jobsync_celery.store.handles import Handle, handle_of
 
@@ -31,12 +32,18 @@ class Guard:
         claim_table: the claim table as SQL writes it.
         timeline: the function that tells the server's timeline, likewise; without it a claim that a failover lost is
             not told from one of another cluster.
+        database: where to ask whether a claim is lost when the user's transaction has a snapshot too old to tell.
+            Without it that is a serialization failure, as it also is when nobody answers.
     """
 
-    def __init__(self, claim_table: str, timeline: str | None = None) -> None:
+    def __init__(self, claim_table: str, timeline: str | None = None, database: Database | None = None) -> None:
         self._table = claim_table
+        self._database = database
         self._newer_timeline = None if timeline is None else text(f"SELECT {timeline}() > CAST(:timeline AS bigint)")
         run = "task_id = :task_id AND origin = :origin AND retries = :retries"
+        self._running = text(
+            f"SELECT EXISTS (SELECT FROM {claim_table} WHERE {run} AND fence = :fence AND state = 'running')"  # noqa: S608
+        )
         # In autocommit every statement is a transaction of its own, with another id: nothing is touched then.
         mine = f"{run} AND fence = :fence AND state = 'running' AND txid_current() = :transaction"
         # The table's name is a validated, quoted identifier.
@@ -73,8 +80,8 @@ class Guard:
         try:
             same_transaction, held, known = handle.row(statement, params)
         except Exception as error:
-            # While a body runs, only the end of its claim writes the row anew.
-            if met_a_newer_row(error):
+            # Not only the end of the claim writes its row anew, but also who waits for its key.
+            if met_a_newer_row(error) and self._is_lost(run, fence):
                 raise Fenced(lost) from error
             raise  # a lock timeout, for instance, is the user's to judge
         if not same_transaction:
@@ -88,6 +95,16 @@ class Guard:
             )
         if not held:
             raise Fenced(lost)
+
+    def _is_lost(self, run: Run, fence: int) -> bool:
+        """Whether the claim has certainly ended, asked beside the user's transaction."""
+        if self._database is None:
+            return False
+        try:
+            with self._database.transaction("jobsync guard") as tx:
+                return not tx.execute(self._running, {**run._asdict(), "fence": fence}).scalar_one()
+        except StoreError:
+            return False
 
     def _failed_over(self, handle: Handle, fence: int) -> bool:
         """Whether the server is on a later timeline than the claim's: it may have lost the commit that granted it."""

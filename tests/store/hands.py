@@ -23,6 +23,12 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 ISOLATIONS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 
+def is_serialization_failure(error: BaseException) -> bool:
+    """Whether PostgreSQL wants the transaction to be tried again, by whichever library it says so."""
+    causes = (error, getattr(error, "orig", None), error.__cause__)
+    return any("40001" in (getattr(each, "pgcode", None), getattr(each, "sqlstate", None)) for each in causes)
+
+
 class Hand(ABC):
     """One connection to ``url``; ``handle`` is what goes to the guard."""
 

@@ -10,13 +10,13 @@ from typing import Any
 import psycopg
 import pytest
 from cluster import Cluster, wanted
-from hands import ISOLATIONS, KINDS, Hand
+from hands import ISOLATIONS, KINDS, Hand, is_serialization_failure
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.orm import Session
 
 from jobsync_celery.errors import Fenced, StoreError
 from jobsync_celery.store.guard import Guard
-from jobsync_celery.store.outcomes import Granted
+from jobsync_celery.store.outcomes import Busy, Granted
 
 RUN = wanted("t").run
 CHECKS = ("hold", "complete")
@@ -39,7 +39,7 @@ def cluster(database_url: str) -> Cluster:
 
 @pytest.fixture
 def guard(cluster: Cluster) -> Guard:
-    return Guard(cluster.database.tables.claim)
+    return Guard(cluster.database.tables.claim, database=cluster.database)
 
 
 @pytest.fixture
@@ -131,6 +131,27 @@ def test_the_transaction_of_a_claim_that_was_taken_over_after_its_snapshot_rolls
     with pytest.raises(Fenced):
         run_guarded(hand_of(kind, isolation), getattr(guard, check), fence, before=take_over)
     assert (effects(cluster), cluster.states()) == (0, {"t": "running"})
+
+
+@each_check
+@each_strict_isolation
+@each_kind
+def test_a_claim_for_whose_key_somebody_has_begun_to_wait_is_not_lost_but_its_transaction_is_to_be_tried_again(
+    cluster: Cluster, guard: Guard, fence: int, hand_of: MakeHand, kind: str, isolation: str, check: str
+) -> None:
+    """The waiting one marks the claim, so PostgreSQL refuses a lock to whose snapshot is older."""
+
+    def wait() -> None:
+        ((incarnation,),) = cluster.rows("SELECT incarnation FROM {node}")
+        (outcome,) = cluster.claim("a", incarnation, wanted("another"))
+        assert outcome == Busy("a", told=True)
+
+    hand = hand_of(kind, isolation)
+    with pytest.raises(Exception, match="concurrent update") as caught:
+        run_guarded(hand, getattr(guard, check), fence, before=wait)
+    assert is_serialization_failure(caught.value) and not isinstance(caught.value, Fenced)
+    run_guarded(hand, getattr(guard, check), fence)
+    assert (effects(cluster), cluster.states()) == (1, {"t": "done" if check == "complete" else "running"})
 
 
 @each_isolation

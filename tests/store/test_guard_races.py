@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from cluster import Cluster, ending, identity, wanted
-from hands import ISOLATIONS, KINDS, Hand
+from hands import ISOLATIONS, KINDS, Hand, is_serialization_failure
 
 from jobsync_celery.errors import Fenced
 from jobsync_celery.store.database import Link
@@ -57,7 +57,7 @@ class Drama:
         self.cluster = cluster
         self.url = url
         self.seed = seed
-        self.guard = Guard(cluster.database.tables.claim)
+        self.guard = Guard(cluster.database.tables.claim, database=cluster.database)
         self.events: Counter[str] = Counter()
         self.over = threading.Event()
         self.runs = [0] * PARTITIONS
@@ -165,11 +165,6 @@ class Drama:
         assert incarnation is not None
         self.incarnations[name] = incarnation
         self.events["evicted"] += 1
-
-
-def is_serialization_failure(error: BaseException) -> bool:
-    causes = (error, getattr(error, "orig", None), error.__cause__)
-    return any("40001" in (getattr(each, "pgcode", None), getattr(each, "sqlstate", None)) for each in causes)
 
 
 @pytest.fixture
