@@ -48,6 +48,7 @@ class PrivatePostgres(PrivateServer):
             "unix_socket_permissions": "0700",
             "max_connections": "200",
             "logging_collector": "off",
+            "dynamic_shared_memory_type": "mmap",  # in its folder: a killed server leaves nothing outside
             "fsync": "on" if fsync else "off",
             **(settings or {}),
         }
