@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from billiard import current_process
 from celery import Celery, bootsteps, signals
 
 from jobsync_celery.errors import JobsyncError
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 ReadKey = Callable[[Sequence[Any], Mapping[str, Any]], str]
 #: How long a worker that stops waits for its last observations to be written.
 _FAREWELL_SEC = 3.0
+#: Children beyond those of the settings: ``celery control pool_grow`` knows no limit.
+_MORE_CHILDREN = 32
 
 
 class Observed:
@@ -57,7 +60,7 @@ class WorkerObserver:
     def __init__(self, worker: Any, observed: Observed, name: str) -> None:
         self._observed = observed
         self._name = name
-        self._recorder = Recorder()
+        self._recorder = Recorder(_most_children(worker))
         self._pid = os.getpid()
         self._started = False
         self._warned: set[str] = set()
@@ -88,6 +91,7 @@ class WorkerObserver:
         self._wrap()
         if os.getpid() != self._pid:
             self._observed.store.database.discard_after_fork()
+            self._recorder.enter(current_process().index)  # no two children that live have the same
 
     def _shut_down(self, **_: Any) -> None:
         """The pool is gone, warm or cold."""
@@ -164,6 +168,13 @@ class TracersStep(bootsteps.StartStopStep):
         observer: WorkerObserver | None = consumer.controller.jobsync_observer
         if observer is not None:
             observer.connected()
+
+
+def _most_children(worker: Any) -> int:
+    """How many processes its pool can have, also when it grows; a few more do without a slot."""
+    if pool_name(worker) != "prefork":
+        return 0
+    return int(getattr(worker, "max_concurrency", None) or worker.concurrency) + _MORE_CHILDREN
 
 
 def _obstacle(worker: Any) -> str | None:

@@ -1,15 +1,19 @@
-"""How the processes that run tasks tell their worker's main process: through a pipe that never makes them wait."""
+"""How the processes that run tasks tell their worker's main process: through a pipe that never makes them wait.
+
+A pool's child tells of a run once, when it has ended. While it runs, it stands in the child's slot, in shared memory.
+"""
 
 from __future__ import annotations
 
 import itertools
 import marshal
+import mmap
 import os
 import select
 import struct
 import threading
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
 from jobsync_celery.core.observation import Run, storable
 from jobsync_celery.runtime.clock import boot_clock
@@ -20,13 +24,15 @@ except ImportError:  # no Unix
     fcntl = None  # type: ignore[assignment]
 
 _SIZE = struct.Struct("<H")
-#: The process, the run's number in it, the time. A begin goes on with what is run, and how many its process left out.
-_OF_AN_END = 3
+#: Elements of a record. Of an end: the process, the run's number in it, the time. A begin goes on with what is run, and
+#: how many its process left out; a run that stood in a slot, moreover, with the time of its end, if that is known.
+_OF_END, _OF_BEGIN, _OF_RUN = 3, 9, 10
 #: Room for seconds of a busy worker's records, so that they are read in few turns.
 _ROOM = 1 << 20
 _READ = 1 << 18
-#: A longer record might be torn.
-_LONGEST = select.PIPE_BUF - _SIZE.size
+#: A longer record might be torn. The time of an end has nine bytes.
+_LONGEST = select.PIPE_BUF - _SIZE.size - 9
+_SLOT = _SIZE.size + _LONGEST
 
 
 class Listener(Protocol):
@@ -40,16 +46,23 @@ class Listener(Protocol):
 
 
 class Recorder:
-    """The pipe; made before the pool forks, and shared by all processes of a worker.
+    """The pipe and the slots; made before the pool forks, and shared by all processes of a worker.
 
     A record is written whole or not at all. When there is no room, a run is left out and counted; of one that was told
     of, the end is told as soon as there is room again.
 
     What a task's process does here is on the way of every run, in code that other code has just driven out of the
     processor's caches: so there are few calls, and all that can be left to the reader is.
+
+    Arguments:
+        slots: how many children can have one. Others tell of each begin, too, and so does the main process, whose
+            threads run tasks side by side.
     """
 
-    def __init__(self) -> None:
+    _slot: int | None
+    _told: tuple[Any, ...]
+
+    def __init__(self, slots: int = 0) -> None:
         self._reader, self._writer = os.pipe()
         for end in (self._reader, self._writer):
             os.set_blocking(end, False)
@@ -58,6 +71,9 @@ class Recorder:
                 fcntl.fcntl(self._writer, fcntl.F_SETPIPE_SZ, _ROOM)
             except OSError:
                 pass  # more than this user may have: then it is as large as it is
+        self._slots = _shared_memory(slots)
+        #: Of each child that has a slot, the newest run that the listener knows of.
+        self._newest: dict[int, int] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._unsent: deque[bytes] = deque()
@@ -66,6 +82,19 @@ class Recorder:
         self._in_process()
         os.register_at_fork(after_in_child=self._in_process)
 
+    def enter(self, number: int) -> None:
+        """This child has the slot of that number from now on; whose it was is gone."""
+        start = number * _SLOT
+        if start + _SLOT > len(self._slots):
+            return
+        self._slot = start
+        if left := _unpacked(_standing_in(self._slots, start)):  # it may have died under this
+            packed = marshal.dumps((*left, None))
+            try:
+                os.write(self._writer, _SIZE.pack(len(packed)) + packed)
+            except OSError:
+                pass  # there is no room
+
     def begin(self, task_name: str, key: str | None, task_id: str, retries: int, redelivered: bool) -> int | None:
         """A run begins here: its number in this process, or None if there was no room to say so."""
         number = next(self._numbers)
@@ -73,7 +102,12 @@ class Recorder:
         try:
             packed = marshal.dumps(record)
             if len(packed) <= _LONGEST and (not self._unsent or self._send_rest()):
-                os.write(self._writer, _SIZE.pack(len(packed)) + packed)
+                packed = _SIZE.pack(len(packed)) + packed
+                if self._slot is None:
+                    os.write(self._writer, packed)
+                else:
+                    self._slots[self._slot : self._slot + len(packed)] = packed
+                    self._told = record
                 return number
         except (OSError, ValueError):  # it is full, or its reader is gone; or a message said what cannot be packed
             pass
@@ -83,7 +117,7 @@ class Recorder:
 
     def end(self, number: int) -> None:
         """The run of this number has ended."""
-        packed = marshal.dumps((self._pid, number, boot_clock()))
+        packed = marshal.dumps((*((self._pid, number) if self._slot is None else self._told), boot_clock()))
         packed = _SIZE.pack(len(packed)) + packed
         try:
             if not self._unsent:
@@ -95,7 +129,9 @@ class Recorder:
         self._send_rest()
 
     def read(self, listener: Listener) -> None:
-        """Pass on what was written since; in the main process, by one thread."""
+        """Pass on what was written since, and what stands in slots; in the main process, by one thread."""
+        standing = self._standing()  # first: what ends meanwhile comes through the pipe
+        before = self._newest.copy()
         while data := self._read():
             data = self._rest + data
             at = 0
@@ -103,14 +139,14 @@ class Recorder:
                 end = at + _SIZE.size + _SIZE.unpack_from(data, at)[0]
                 if end > len(data):
                     break
-                record = marshal.loads(data[at + _SIZE.size : end])
-                if len(record) == _OF_AN_END:
-                    listener.end(*record)
-                else:
-                    pid, number, when, *run, dropped = record
-                    listener.begin(pid, number, when, storable(*run), dropped)
+                self._pass_on(marshal.loads(data[at + _SIZE.size : end]), listener)
                 at = end
             self._rest = data[at:]
+        for record in standing:
+            self._meet(record, listener)
+        # What was met only now may be standing at the next reading.
+        present = {record[0] for record in standing}
+        self._newest = {pid: last for pid, last in self._newest.items() if pid in present or before.get(pid) != last}
 
     def close(self) -> None:
         """Nobody runs tasks here any more."""
@@ -119,6 +155,34 @@ class Recorder:
 
     def _in_process(self) -> None:
         self._pid = os.getpid()
+        self._slot = None
+        self._told = ()
+
+    def _pass_on(self, record: tuple[Any, ...], listener: Listener) -> None:
+        if len(record) == _OF_RUN:
+            self._meet(record, listener)
+        elif len(record) == _OF_BEGIN:
+            _begin(record, listener)
+        if len(record) != _OF_BEGIN and record[-1] is not None:
+            listener.end(record[0], record[1], record[-1])
+
+    def _meet(self, record: tuple[Any, ...], listener: Listener) -> None:
+        """A run of a child that has a slot: ended, or standing there still. The listener hears once that it began."""
+        pid, number = record[:2]
+        if number > self._newest.get(pid, 0):
+            self._newest[pid] = number
+            _begin(record, listener)
+
+    def _standing(self) -> list[tuple[Any, ...]]:
+        """What stands in the slots."""
+        found = []
+        for start in range(0, len(self._slots), _SLOT):
+            packed = _standing_in(self._slots, start)
+            while packed != (again := _standing_in(self._slots, start)):  # it was being written
+                packed = again
+            if record := _unpacked(packed):
+                found.append(record)
+        return found
 
     def _read(self) -> bytes:
         try:
@@ -136,3 +200,30 @@ class Recorder:
             except OSError:
                 return False
         return True
+
+
+def _shared_memory(slots: int) -> mmap.mmap | bytearray:
+    try:
+        return mmap.mmap(-1, slots * _SLOT) if slots else bytearray()
+    except OSError:  # there is not so much: children do without slots
+        return bytearray()
+
+
+def _standing_in(slots: mmap.mmap | bytearray, start: int) -> bytes:
+    """The record in a slot, with its size before it; empty if there never was one."""
+    size = _SIZE.unpack_from(slots, start)[0]
+    return bytes(slots[start : start + _SIZE.size + size]) if size else b""
+
+
+def _unpacked(packed: bytes) -> tuple[Any, ...]:
+    """Empty if its process was killed while it wrote this."""
+    try:
+        record = marshal.loads(packed[_SIZE.size :])
+    except (EOFError, ValueError, TypeError):
+        return ()
+    return record if isinstance(record, tuple) and len(record) == _OF_BEGIN else ()
+
+
+def _begin(record: tuple[Any, ...], listener: Listener) -> None:
+    pid, number, at, name, key, task_id, retries, redelivered, dropped = record[:_OF_BEGIN]
+    listener.begin(pid, number, at, storable(name, key, task_id, retries, redelivered), dropped)

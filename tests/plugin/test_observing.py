@@ -81,7 +81,7 @@ def test_a_job_does_not_observe() -> None:
 
 
 def worker(app: Celery, pool: str = "prefork", start_method: str = "fork") -> Any:
-    return SimpleNamespace(app=app, pool_cls=pool, pool_start_method=start_method, hostname="w1@host")
+    return SimpleNamespace(app=app, pool_cls=pool, pool_start_method=start_method, hostname="w1@host", concurrency=2)
 
 
 @pytest.mark.parametrize(("pool", "method"), [("gevent", "fork"), ("eventlet", "fork"), ("prefork", "spawn")])

@@ -32,7 +32,7 @@ class Stage:
         self.facts: list[tuple[str, dict[str, Any]]] = []
         events = Events()
         events.listen(lambda fact, fields: self.facts.append((fact, fields)))
-        self.recorder = Recorder()
+        self.recorder = Recorder(slots=1)
         self.observer = Observer(self.database, self.recorder, ME, events, retention=3600.0)
 
     def begin(self, task_id: str = "id") -> int:
@@ -138,6 +138,7 @@ def test_what_does_not_fit_into_memory_meanwhile_is_left_out_and_counted(stage: 
 def test_a_run_whose_process_was_killed_is_lost(stage: Stage) -> None:
     ready, told = os.pipe()
     if not (pid := os.fork()):
+        stage.recorder.enter(0)
         stage.begin("killed")
         os.write(told, b".")
         signal.pause()
