@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg2
 import pytest
+from e2e.waiting import until
 
 from jobsync_celery import CoordinationConfig, Job
 from jobsync_celery.core.tokens import TokenMap
@@ -68,6 +69,7 @@ def test_one_that_leaves_gives_its_share_to_the_others_and_nothing_else_moves(
     leave(leaver)
     counts = dict(rows(module_database_url, "SELECT node, count(*) FROM sync_token GROUP BY node"))
     assert leaver.node_name not in counts
-    moved = rows(module_database_url, "SELECT tokens_moved FROM sync_rebalance ORDER BY id DESC LIMIT 1")
-    assert moved == [(share,)]
+    plans = "SELECT tokens_moved FROM sync_rebalance ORDER BY id"
+    until(lambda: rows(module_database_url, plans) == [(TOKENS,), (share,)], "the leader has made a plan of it")
+    until(lambda: sum(len(job.my_tokens) for job in others) == TOKENS, "they have it")
     assert all(before[job.node_name] <= job.my_tokens for job in others)

@@ -153,7 +153,7 @@ def test_a_stopped_worker_owns_nothing_when_it_wakes_and_its_receivers_hear_that
     assert woken["partitions"] == [], f"it had {before} when it was stopped"
     revoked = next(line for line in told.of("revoked", pid) if line["at"] > thawed)
     ordinary = {number for number in revoked["partitions"] if number < 8}  # the others carry locked keys
-    assert ordinary == set(before) and revoked["lost"] and revoked["at"] - thawed < 1.0
+    assert ordinary == set(before) and revoked["lost"] and revoked["at"] - thawed < TIMEOUT
     until(lambda: any(line["at"] > revoked["at"] for line in ledger(site).of("assigned returned", pid)), "and again")
     # A stopped process is not live until it wakes.
     assert [each for each in ledger(site, {pid: 0.0}).problems() if "alternate" in each or "at a time" in each] == []

@@ -13,7 +13,7 @@ from pages.snippets import ROOT, snippets
 pytestmark = [pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(120)]
 
 REPORT = "celery -A proj jobsync observe"
-#: Forty runs of four keys on two workers of two children each: some overlap, and that is exit status 1.
+#: A hundred runs of four keys on two workers of two children each: some overlap, and that is exit status 1.
 STATUSES = {REPORT: 1, f"{REPORT} --since 1 --task proj.settle --json": 1}
 
 
@@ -28,10 +28,10 @@ def test_the_page_works_as_printed(postgres: PrivatePostgres, redis_server: Priv
         reader.until(
             "SELECT to_regclass('sync_observation') IS NOT NULL AS made", lambda rows: rows == [{"made": True}]
         )
-        reader.until(ended, lambda rows: rows == [{"count": 40}])
+        reader.until(ended, lambda rows: rows == [{"count": 100}])
         reader.follow([report])
         said = reader.run(REPORT.split(), status=1)
         assert "Coordination would have prevented " in said and " ran together for " in said
         reader.run(["celery", "-A", "proj", "jobsync", "cleanup", "--observation-retention", "3600"])
         reader.stop()
-        assert reader.ask(ended) == [{"count": 40}]
+        assert reader.ask(ended) == [{"count": 100}]
