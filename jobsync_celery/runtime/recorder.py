@@ -12,8 +12,10 @@ import os
 import select
 import struct
 import threading
+import time
 from collections import deque
 from typing import Any, Protocol
+from zlib import crc32
 
 from jobsync_celery.core.observation import Run, storable
 from jobsync_celery.runtime.clock import boot_clock
@@ -32,7 +34,9 @@ _ROOM = 1 << 20
 _READ = 1 << 18
 #: A longer record might be torn. The time of an end has nine bytes.
 _LONGEST = select.PIPE_BUF - _SIZE.size - 9
-_SLOT = _SIZE.size + _LONGEST
+#: A slot begins with the checksum of what follows: its process may be in the midst of writing, or have died there.
+_SUM = struct.Struct("<I")
+_SLOT = _SUM.size + _SIZE.size + _LONGEST
 
 
 class Listener(Protocol):
@@ -88,12 +92,12 @@ class Recorder:
         if start + _SLOT > len(self._slots):
             return
         self._slot = start
-        if left := _unpacked(_standing_in(self._slots, start)):  # it may have died under this
+        # A process id comes again one day, and its slot may still show what a former process ran: numbers only grow.
+        self._numbers = itertools.count(time.monotonic_ns())
+        if left := _standing_in(self._slots, start):  # it may have died under this
             packed = marshal.dumps((*left, None))
-            try:
-                os.write(self._writer, _SIZE.pack(len(packed)) + packed)
-            except OSError:
-                pass  # there is no room
+            self._unsent.append(_SIZE.pack(len(packed)) + packed)
+            self._send_rest()
 
     def begin(self, task_name: str, key: str | None, task_id: str, retries: int, redelivered: bool) -> int | None:
         """A run begins here: its number in this process, or None if there was no room to say so."""
@@ -106,7 +110,8 @@ class Recorder:
                 if self._slot is None:
                     os.write(self._writer, packed)
                 else:
-                    self._slots[self._slot : self._slot + len(packed)] = packed
+                    summed = _SUM.pack(crc32(packed)) + packed
+                    self._slots[self._slot : self._slot + len(summed)] = summed
                     self._told = record
                 return number
         except (OSError, ValueError):  # it is full, or its reader is gone; or a message said what cannot be packed
@@ -174,15 +179,9 @@ class Recorder:
             _begin(record, listener)
 
     def _standing(self) -> list[tuple[Any, ...]]:
-        """What stands in the slots."""
-        found = []
-        for start in range(0, len(self._slots), _SLOT):
-            packed = _standing_in(self._slots, start)
-            while packed != (again := _standing_in(self._slots, start)):  # it was being written
-                packed = again
-            if record := _unpacked(packed):
-                found.append(record)
-        return found
+        """What stands in the slots, but for what is being written."""
+        starts = range(0, len(self._slots), _SLOT)
+        return [record for start in starts if (record := _standing_in(self._slots, start))]
 
     def _read(self) -> bytes:
         try:
@@ -209,19 +208,16 @@ def _shared_memory(slots: int) -> mmap.mmap | bytearray:
         return bytearray()
 
 
-def _standing_in(slots: mmap.mmap | bytearray, start: int) -> bytes:
-    """The record in a slot, with its size before it; empty if there never was one."""
-    size = _SIZE.unpack_from(slots, start)[0]
-    return bytes(slots[start : start + _SIZE.size + size]) if size else b""
-
-
-def _unpacked(packed: bytes) -> tuple[Any, ...]:
-    """Empty if its process was killed while it wrote this."""
-    try:
-        record = marshal.loads(packed[_SIZE.size :])
-    except (EOFError, ValueError, TypeError):
+def _standing_in(slots: mmap.mmap | bytearray, start: int) -> tuple[Any, ...]:
+    """The record in a slot; empty if there is none, or not all of it."""
+    [size] = _SIZE.unpack_from(slots, start + _SUM.size)
+    if not 0 < size <= _LONGEST:
         return ()
-    return record if isinstance(record, tuple) and len(record) == _OF_BEGIN else ()
+    summed = bytes(slots[start : start + _SUM.size + _SIZE.size + size])
+    packed = summed[_SUM.size :]
+    if _SUM.pack(crc32(packed)) != summed[: _SUM.size]:
+        return ()
+    return marshal.loads(packed[_SIZE.size :])  # type: ignore[no-any-return]
 
 
 def _begin(record: tuple[Any, ...], listener: Listener) -> None:

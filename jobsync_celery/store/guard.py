@@ -43,6 +43,7 @@ class Guard:
         run = "task_id = :task_id AND origin = :origin AND retries = :retries"
         self._running = text(
             f"SELECT EXISTS (SELECT FROM {claim_table} WHERE {run} AND fence = :fence AND state = 'running')"  # noqa: S608
+            " OR pg_is_in_recovery()"  # a standby may be behind
         )
         # In autocommit every statement is a transaction of its own, with another id: nothing is touched then.
         mine = f"{run} AND fence = :fence AND state = 'running' AND txid_current() = :transaction"

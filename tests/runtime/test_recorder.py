@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import signal
@@ -224,6 +225,33 @@ def test_a_run_under_which_a_child_was_killed_is_told_though_its_successor_runs_
     assert read(recorder) == []
 
 
+def test_a_process_id_that_comes_again_is_not_taken_for_its_predecessor(recorder: Recorder) -> None:
+    recorder.enter(0)
+    for _ in range(3):
+        recorder.end(begin(recorder) or 0)
+    heard = read(recorder)
+    recorder._numbers = itertools.count(1)  # as forked anew; and the other slot still shows the old one
+    recorder.enter(1)
+    recorder.end(begin(recorder) or 0)
+    heard += read(recorder)
+    assert len(heard) == 8 and len(set(map(str, heard))) == 8
+
+
+def test_what_a_killed_child_ran_is_told_also_if_there_was_no_room_when_its_successor_came(recorder: Recorder) -> None:
+    def die() -> None:
+        begin(recorder, "killed under it")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    os.waitpid(in_child(recorder, 0, die), 0)
+    fill(recorder)
+    recorder.enter(0)
+    assert begin(recorder) is None
+    heard = read(recorder)
+    assert begin(recorder) is not None
+    heard += read(recorder)
+    assert [each.run.task_id for each in heard if isinstance(each, Begun)].count("killed under it") == 1
+
+
 def test_more_children_than_slots_do_without(recorder: Recorder) -> None:
     os.waitpid(pid := in_child(recorder, 2, lambda: begin(recorder)), 0)
     [began] = read(recorder)
@@ -249,7 +277,7 @@ def test_what_is_read_while_it_is_written_is_whole(recorder: Recorder) -> None:
 def test_what_a_child_wrote_when_it_was_killed_in_the_midst_of_it_is_not_told(recorder: Recorder) -> None:
     def die() -> None:
         begin(recorder)
-        recorder._slots[10:20] = bytes(10)
+        recorder._slots[20:30] = bytes(10)
         os.kill(os.getpid(), signal.SIGKILL)
 
     os.waitpid(in_child(recorder, 0, die), 0)
