@@ -81,14 +81,15 @@ class Cluster:
 
     def observe(self, *workers: str, key: str | None = "42", task: str = "proj.settle") -> None:
         """Each of these workers runs the key for some seconds, and they begin a second after each other."""
+        [(now,)] = self.rows("SELECT clock_timestamp()")
         for number, worker in enumerate(workers):
             self.execute(
                 "WITH v AS (INSERT INTO {observer} (node) VALUES (:node) RETURNING observer_id)"
                 " INSERT INTO {observation} (began_on, until, number, observer_id, error_sec, state, task_id,"
                 " task_name, task_key) SELECT t, t + interval '3 s', 1, observer_id, 0.001, 'ended',"
                 " CAST(:task_id AS text), :task, :key FROM v,"
-                " (SELECT clock_timestamp() - make_interval(secs => 60 - :number) AS t) AS times",
-                node=worker, task_id=f"id-{number}", task=task, key=key, number=number,
+                " (SELECT CAST(:now AS timestamptz) - make_interval(secs => 60 - :number) AS t) AS times",
+                node=worker, task_id=f"id-{number}", task=task, key=key, number=number, now=now,
             )  # fmt: skip
 
     def execute(self, statement: str, **values: Any) -> None:
