@@ -26,9 +26,10 @@ except ImportError:  # no Unix
     fcntl = None  # type: ignore[assignment]
 
 _SIZE = struct.Struct("<H")
-#: Elements of a record. Of an end: the process, the run's number in it, the time. A begin goes on with what is run, and
-#: how many its process left out; a run that stood in a slot, moreover, with the time of its end, if that is known.
-_OF_END, _OF_BEGIN, _OF_RUN = 3, 9, 10
+#: Elements of a record. That of an end has three: the process, the run's number in it, the time. A begin goes on with
+#: what is run, and how many its process left out; a run that stood in a slot, moreover, with the time of its end, if
+#: that is known.
+_OF_BEGIN, _OF_RUN = 9, 10
 #: Room for seconds of a busy worker's records, so that they are read in few turns.
 _ROOM = 1 << 20
 _READ = 1 << 18
